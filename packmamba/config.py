@@ -98,7 +98,8 @@ class AttentionConfig:
     sliding_window: int | None = None
     """Each token sees itself and the previous sliding_window - 1 tokens of its document; null: all of them."""
     backend: AttentionBackend = "auto"
-    """varlen: torch.nn.attention.varlen; flash: the flash-attn package; sdpa: one call a document; auto: varlen on CUDA, else sdpa."""
+    """varlen: torch.nn.attention.varlen; flash: the flash-attn package; sdpa: one call a document; auto: varlen on
+    CUDA in fp16 or bf16, else sdpa."""
 
     def __post_init__(self) -> None:
         _require_positive(self, "num_heads", "num_kv_heads", "head_dim", "rope_theta", "sliding_window")
@@ -162,7 +163,8 @@ class ModelConfig:
             )
         if self.num_heads % self.num_kv_heads:
             raise ValueError(
-                f"attention.num_heads ({self.num_heads}) is not divisible by attention.num_kv_heads ({self.num_kv_heads})"
+                f"attention.num_heads ({self.num_heads}) is not divisible by "
+                f"attention.num_kv_heads ({self.num_kv_heads})"
             )
         if self.head_dim % 2:
             raise ValueError(f"head_dim must be even (rotary pairs), got d_model / num_heads = {self.head_dim}")
