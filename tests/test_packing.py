@@ -1,0 +1,160 @@
+"""Packing and PackedBatch: three ways in, one frozen description out, and every malformed input refused by name."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from packmamba.packing import PackedBatch, Packing
+
+lengths_strategy = st.lists(st.integers(1, 200), min_size=1, max_size=30)
+
+
+@given(lengths=lengths_strategy)
+@settings(max_examples=50, deadline=None)
+def test_lengths_cu_seqlens_and_position_ids_describe_the_same_packing(lengths: list[int]) -> None:
+    packing = Packing.from_lengths(lengths)
+    assert packing.lengths.tolist() == packing.host_lengths == lengths
+    assert packing.num_tokens == sum(lengths)
+    assert packing.num_seqs == len(lengths)
+    assert packing.max_seqlen == max(lengths)
+    assert packing.cu_seqlens.tolist() == np.cumsum([0, *lengths]).tolist()
+    assert packing.seq_idx.tolist() == [i for i, n in enumerate(lengths) for _ in range(n)]
+    assert packing.position_ids.tolist() == [t for n in lengths for t in range(n)]
+    for other in (
+        Packing.from_cu_seqlens(packing.cu_seqlens, num_tokens=sum(lengths)),
+        Packing.from_position_ids(packing.position_ids),
+        Packing.from_position_ids(packing.position_ids[None].long()),
+        Packing.from_lengths(packing.lengths),
+        Packing.from_lengths(np.array(lengths)),
+    ):
+        assert torch.equal(other.cu_seqlens, packing.cu_seqlens)
+        assert other.cu_seqlens.dtype == torch.int32
+        assert torch.equal(other.schedule.chunks.start, packing.schedule.chunks.start)
+
+
+@given(lengths=lengths_strategy)
+@settings(max_examples=20, deadline=None)
+def test_unpack_gives_each_document_back(lengths: list[int]) -> None:
+    x = torch.randn(sum(lengths), 3)
+    documents = Packing.from_lengths(lengths).unpack(x)
+    assert [len(document) for document in documents] == lengths
+    assert torch.equal(torch.cat(documents), x)
+
+
+def test_a_packing_does_not_share_memory_with_the_callers_tensor() -> None:
+    cu_seqlens = torch.tensor([0, 3, 5], dtype=torch.int32)
+    packing = Packing.from_cu_seqlens(cu_seqlens)
+    cu_seqlens[1] = 4
+    assert packing.cu_seqlens.tolist() == [0, 3, 5]
+
+
+def test_packing_and_batch_are_frozen() -> None:
+    batch = PackedBatch.from_documents([[1, 2], [3]])
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        batch.packing.max_seqlen = 7  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        batch.num_padding = 7  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def test_to_the_same_device_returns_the_same_packing() -> None:
+    packing = Packing.from_lengths([2, 3])
+    assert packing.to("cpu") is packing
+
+
+def test_to_another_device_moves_every_tensor_and_keeps_the_host_copy() -> None:
+    batch = PackedBatch.from_documents([[1, 2], [3]]).to("meta")
+    assert batch.input_ids.is_meta
+    assert batch.labels.is_meta
+    assert batch.packing.cu_seqlens.is_meta
+    assert batch.packing.schedule.chunks.start.is_meta
+    assert batch.packing.seq_idx.is_meta
+    assert batch.packing.host_lengths == [2, 1]
+
+
+@pytest.mark.gpu
+def test_pinned_batches_reach_the_gpu_whole() -> None:
+    batch = PackedBatch.from_documents([[1, 2], [3]])
+    pinned = batch.pin_memory()
+    assert pinned.input_ids.is_pinned()
+    assert pinned.packing.cu_seqlens.is_pinned()
+    moved = pinned.to("cuda", non_blocking=True)
+    assert torch.equal(moved.packing.position_ids.cpu(), batch.packing.position_ids)
+    assert torch.equal(moved.labels.cpu(), batch.labels)
+
+
+def test_labels_never_cross_a_document_boundary() -> None:
+    batch = PackedBatch.from_documents([[10, 11, 12], [20], [30, 31]])
+    assert batch.input_ids.tolist() == [10, 11, 12, 20, 30, 31]
+    assert batch.labels.tolist() == [11, 12, -100, -100, 31, -100]
+    assert batch.num_targets == 3
+    assert batch.num_tokens == 6
+
+
+BAD_PACKINGS = {
+    "no document": (lambda: Packing.from_lengths([]), ValueError, "at least one document"),
+    "empty document": (lambda: Packing.from_lengths([4, 0, 2]), ValueError, "document 1 has length 0"),
+    "negative length": (lambda: Packing.from_lengths([4, 2, -3]), ValueError, "document 2 has length -3"),
+    "float lengths": (lambda: Packing.from_lengths(np.array([1.5])), TypeError, "float64"),
+    "two-dimensional lengths": (lambda: Packing.from_lengths(np.ones((2, 2), dtype=int)), ValueError, r"\(2, 2\)"),
+    "over int32": (lambda: Packing.from_lengths([2**31 - 1, 1]), ValueError, "2147483648 tokens"),
+    "int64 cu_seqlens": (lambda: Packing.from_cu_seqlens(torch.tensor([0, 3])), TypeError, "torch.int64"),
+    "list cu_seqlens": (lambda: Packing.from_cu_seqlens([0, 3]), TypeError, "list"),
+    "not from zero": (lambda: Packing.from_cu_seqlens(torch.tensor([1, 3]).int()), ValueError, "start at 0, got 1"),
+    "not increasing": (
+        lambda: Packing.from_cu_seqlens(torch.tensor([0, 5, 3]).int()),
+        ValueError,
+        "entry 1 is 5 and entry 2 is 3",
+    ),
+    "equal neighbours": (
+        lambda: Packing.from_cu_seqlens(torch.tensor([0, 3, 3]).int()),
+        ValueError,
+        "entry 1 is 3 and entry 2 is 3",
+    ),
+    "not ending at T": (
+        lambda: Packing.from_cu_seqlens(torch.tensor([0, 3]).int(), num_tokens=4),
+        ValueError,
+        "ends at 3, but the pack has T = 4",
+    ),
+    "one entry": (lambda: Packing.from_cu_seqlens(torch.tensor([0]).int()), ValueError, r"\(1,\)"),
+    "positions not from zero": (lambda: Packing.from_position_ids(torch.tensor([1, 2])), ValueError, "got 1"),
+    "positions with a gap": (
+        lambda: Packing.from_position_ids(torch.tensor([0, 1, 3])),
+        ValueError,
+        "position 3 at index 2 follows 1",
+    ),
+    "float positions": (lambda: Packing.from_position_ids(torch.tensor([0.0])), TypeError, "float32"),
+    "batched positions": (
+        lambda: Packing.from_position_ids(torch.zeros(2, 3, dtype=torch.long)),
+        ValueError,
+        r"\(2, 3\)",
+    ),
+    "unpack of another length": (
+        lambda: Packing.from_lengths([2, 3]).unpack(torch.zeros(4, 1)),
+        ValueError,
+        r"\(4, 1\).*T = 5",
+    ),
+    "empty document in a batch": (lambda: PackedBatch.from_documents([[1], []]), ValueError, "document 1 has length 0"),
+    "int32 ids": (
+        lambda: PackedBatch(torch.zeros(2).int(), torch.zeros(2).long(), Packing.from_lengths([2]), 1),
+        TypeError,
+        "input_ids must be int64, got torch.int32",
+    ),
+    "labels of another length": (
+        lambda: PackedBatch(torch.zeros(2).long(), torch.zeros(3).long(), Packing.from_lengths([2]), 1),
+        ValueError,
+        r"labels has shape \(3,\).*T = 2",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD_PACKINGS)
+def test_malformed_input_is_refused_with_its_value(name: str) -> None:
+    build, error, message = BAD_PACKINGS[name]
+    with pytest.raises(error, match=message):
+        build()
