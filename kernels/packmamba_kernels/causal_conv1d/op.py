@@ -1,0 +1,227 @@
+"""The public packed causal convolution: checks its arguments, chooses the implementation, knows its gradient.
+
+T tokens in a pack · S sequences (documents) · E channels · W width of the convolution.
+"""
+
+from __future__ import annotations
+
+import warnings
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from packmamba_kernels.causal_conv1d import reference
+from packmamba_kernels.schedule import Schedule
+
+MIN_WIDTH, MAX_WIDTH = 2, 8
+ACTIVATIONS = (None, "silu")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+def causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    cu_seqlens: Tensor | None = None,
+    schedule: Schedule | None = None,
+    initial_states: Tensor | None = None,
+    return_final_states: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """out[t] = activation(bias + Σ_w weight[:, w] · x[t - (W-1) + w]), the sum staying inside t's document.
+
+    The short convolution of the Mamba block (Gu & Dao, arXiv 2312.00752), one filter for each channel. Differentiable
+    in x, weight, bias and initial_states, through out and the final states; out's activation input is computed again
+    in the backward, so x is all that is saved. Sums are fp32 (fp64 for fp64 x). `naive.causal_conv1d_naive` is the
+    definition.
+
+    Args:
+        x: (T, E), fp16, bf16, fp32 or fp64; rows may be strided (a half of a (T, 2E) tensor), channels contiguous.
+        weight: (E, W) with W from 2 to 8; any floating dtype, weight[:, W-1] meets the token itself.
+        bias: (E,), any floating dtype.
+        activation: None or "silu".
+        cu_seqlens: int32 (S+1,) on x's device, starts at 0, ends at T, strictly increasing; None: one document.
+        schedule: the work items of the same documents (`Packing.schedule`), on x's device. Without it a CUDA call
+            copies cu_seqlens to the host to build them.
+        initial_states: (S, E, W-1), the inputs before each document's first token; None: zeros.
+        return_final_states: whether to return the last W-1 inputs of each document too.
+
+    Returns:
+        out (T, E) in x's dtype, or (out, final_states) with final_states (S, E, W-1) in x's dtype, which reach back
+        into the initial state where a document is shorter than W-1 tokens.
+
+    Raises:
+        TypeError: a dtype that is not accepted, or an argument that is not a tensor.
+        ValueError: a wrong rank, shapes that disagree (both are named), W or the activation out of range, tensors on
+            different devices, channels that are not contiguous, or cu_seqlens that does not describe T tokens.
+    """
+    _check_arguments(x, weight, bias, activation, cu_seqlens, schedule, initial_states)
+    if cu_seqlens is None:
+        cu_seqlens = torch.arange(2, dtype=torch.int32, device=x.device) * x.shape[0]
+    out, final_states = _causal_conv1d(x, weight, bias, initial_states, cu_seqlens, activation, return_final_states)
+    return (out, final_states) if return_final_states else out
+
+
+def _check_arguments(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    activation: str | None,
+    cu_seqlens: Tensor | None,
+    schedule: Schedule | None,
+    initial_states: Tensor | None,
+) -> None:
+    given = {"x": x, "weight": weight, "bias": bias, "initial_states": initial_states}
+    for name, tensor in given.items():
+        if tensor is None and name in ("bias", "initial_states"):
+            continue
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
+        if tensor.dtype not in DTYPES:
+            raise TypeError(f"{name} must have dtype float16, bfloat16, float32 or float64, got {tensor.dtype}")
+        if tensor.device != x.device:
+            raise ValueError(f"{name} is on {tensor.device}, but x is on {x.device}; they must be on one device")
+    if x.ndim != 2:
+        raise ValueError(f"x must have shape (T, E), without a batch dimension, got {tuple(x.shape)}")
+    num_tokens, channels = x.shape
+    if num_tokens < 1 or channels < 1:
+        raise ValueError(f"x must have at least one token and one channel, got shape {tuple(x.shape)}")
+    if x.stride(1) != 1 and channels > 1:
+        raise ValueError(f"x must have contiguous channels (stride 1 in its last dimension), got strides {x.stride()}")
+    if weight.ndim != 2 or weight.shape[0] != channels:
+        raise ValueError(f"weight must have shape (E, W), got {tuple(weight.shape)} for x of shape {tuple(x.shape)}")
+    width = weight.shape[1]
+    if not MIN_WIDTH <= width <= MAX_WIDTH:
+        raise ValueError(f"weight has width W = {width}; widths {MIN_WIDTH} to {MAX_WIDTH} are supported")
+    if bias is not None and bias.shape != (channels,):
+        raise ValueError(f"bias must have shape (E,), got {tuple(bias.shape)} for x of shape {tuple(x.shape)}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation must be None or 'silu', got {activation!r}")
+    num_seqs = 1
+    if cu_seqlens is not None:
+        if not isinstance(cu_seqlens, Tensor):
+            raise TypeError(f"cu_seqlens must be a torch.int32 tensor, got {type(cu_seqlens).__name__}")
+        if cu_seqlens.dtype != torch.int32:
+            raise TypeError(f"cu_seqlens must be a torch.int32 tensor, got {cu_seqlens.dtype}")
+        if cu_seqlens.device != x.device:
+            raise ValueError(
+                f"cu_seqlens is on {cu_seqlens.device}, but x is on {x.device}; they must be on one device"
+            )
+        if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2:
+            raise ValueError(f"cu_seqlens must have shape (S+1,) with S >= 1, got {tuple(cu_seqlens.shape)}")
+        num_seqs = cu_seqlens.shape[0] - 1
+    if initial_states is not None and initial_states.shape != (num_seqs, channels, width - 1):
+        raise ValueError(
+            f"initial_states must have shape (S, E, W-1) = {(num_seqs, channels, width - 1)}, "
+            f"got {tuple(initial_states.shape)}"
+        )
+    if schedule is not None:
+        table = schedule.chunks.cu_segments
+        if cu_seqlens is None:
+            raise ValueError("a schedule needs the cu_seqlens it was built from, got cu_seqlens=None")
+        if table.shape != cu_seqlens.shape:
+            raise ValueError(
+                f"schedule was built for {table.shape[0] - 1} documents, but cu_seqlens has {cu_seqlens.shape[0] - 1}"
+            )
+        if table.device != x.device:
+            raise ValueError(f"schedule is on {table.device}, but x is on {x.device}; they must be on one device")
+
+
+def _check_bounds(cu_seqlens: Tensor, num_tokens: int) -> None:
+    """The values of cu_seqlens, on the CPU. Runs inside the operator, where values exist under torch.compile too."""
+    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
+    if first != 0:
+        raise ValueError(f"cu_seqlens must start at 0, got {first}")
+    if last != num_tokens:
+        raise ValueError(f"cu_seqlens must end at T = {num_tokens}, the tokens of x, got {last}")
+    if bool((cu_seqlens.diff() <= 0).any()):
+        i = int((cu_seqlens.diff() <= 0).int().argmax())
+        raise ValueError(
+            f"cu_seqlens must strictly increase (a document has at least one token), "
+            f"but entry {i} is {int(cu_seqlens[i])} and entry {i + 1} is {int(cu_seqlens[i + 1])}"
+        )
+
+
+@cache
+def _say_reference_on_cuda() -> None:
+    warnings.warn("causal_conv1d runs its reference implementation on CUDA: slow", stacklevel=2)
+
+
+@torch.library.custom_op("packmamba::causal_conv1d", mutates_args=())
+def _causal_conv1d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_states: Tensor | None,
+    cu_seqlens: Tensor,
+    activation: str | None,
+    return_final_states: bool,
+) -> tuple[Tensor, Tensor]:
+    _check_bounds(cu_seqlens.cpu(), x.shape[0])
+    if x.is_cuda:
+        _say_reference_on_cuda()
+    return reference.forward(x, weight, bias, initial_states, cu_seqlens, activation, return_final_states)
+
+
+@torch.library.custom_op("packmamba::causal_conv1d_backward", mutates_args=())
+def _causal_conv1d_backward(
+    dout: Tensor,
+    dfinal_states: Tensor | None,
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    initial_states: Tensor | None,
+    cu_seqlens: Tensor,
+    activation: str | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    return reference.backward(dout, dfinal_states, x, weight, bias, initial_states, cu_seqlens, activation)
+
+
+@_causal_conv1d.register_fake
+def _(x, weight, bias, initial_states, cu_seqlens, activation, return_final_states):
+    out = x.new_empty(x.shape)
+    if not return_final_states:
+        return out, x.new_empty(0)
+    return out, x.new_empty(cu_seqlens.shape[0] - 1, x.shape[1], weight.shape[1] - 1)
+
+
+@_causal_conv1d_backward.register_fake
+def _(dout, dfinal_states, x, weight, bias, initial_states, cu_seqlens, activation):
+    optional = (
+        x.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape) for tensor in (bias, initial_states)
+    )
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), *optional
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    x, weight, bias, initial_states, cu_seqlens, activation, return_final_states = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(x, weight, bias, initial_states, cu_seqlens)
+    ctx.activation, ctx.return_final_states = activation, return_final_states
+
+
+def _backward(ctx, dout: Tensor | None, dfinal_states: Tensor | None):
+    x, weight, bias, initial_states, cu_seqlens = ctx.saved_tensors
+    if not ctx.return_final_states:
+        dfinal_states = None
+    if dout is None and dfinal_states is None:
+        return (None,) * 7
+    if dout is None:
+        dout = torch.zeros_like(x)
+    dx, dweight, dbias, dinitial_states = _causal_conv1d_backward(
+        dout, dfinal_states, x, weight, bias, initial_states, cu_seqlens, ctx.activation
+    )
+    return (
+        dx,
+        dweight,
+        None if bias is None else dbias,
+        None if initial_states is None else dinitial_states,
+        None,
+        None,
+        None,
+    )
+
+
+_causal_conv1d.register_autograd(_backward, setup_context=_save_for_backward)
