@@ -1,0 +1,214 @@
+"""Attention inside documents: against its definition, without leaks, with errors that say what is wrong."""
+
+from __future__ import annotations
+
+import logging
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from torch import Tensor
+
+from packmamba import attention
+from packmamba.attention import explain_backends, varlen_attention
+from packmamba.packing import Packing
+from tests.support import LENGTHS, assert_close, assert_identical
+
+HEADS, HEAD_DIM = 4, 16
+RATIO = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 1e-2}
+HAS_CUDA = torch.cuda.is_available()
+BACKENDS_HERE = [
+    pytest.param("sdpa", "cpu", torch.float32, id="sdpa-cpu-fp32"),
+    pytest.param("sdpa", "cpu", torch.bfloat16, id="sdpa-cpu-bf16"),
+    *(
+        pytest.param(
+            backend,
+            "cuda",
+            torch.bfloat16,
+            id=f"{backend}-cuda-bf16",
+            marks=[
+                pytest.mark.gpu,
+                pytest.mark.skipif(
+                    bool(explain_backends("cuda")[backend]), reason=f"{backend}: {explain_backends('cuda')[backend]}"
+                ),
+                pytest.mark.skipif(not HAS_CUDA, reason="there is no CUDA device"),
+            ],
+        )
+        for backend in ("varlen", "flash", "sdpa")
+    ),
+]
+
+
+def attention_by_definition(q: Tensor, k: Tensor, v: Tensor, packing: Packing, sliding_window: int | None) -> Tensor:
+    """Token t of a document: softmax of its scores against tokens t - window + 1 to t of the same document, times v."""
+    group = q.shape[1] // k.shape[1]
+    out = torch.zeros_like(q)
+    for bos, eos in pairwise(packing.host_cu_seqlens.tolist()):
+        for t in range(bos, eos):
+            first = bos if sliding_window is None else max(bos, t - sliding_window + 1)
+            for head in range(q.shape[1]):
+                keys, values = k[first : t + 1, head // group], v[first : t + 1, head // group]
+                weights = (keys @ q[t, head] / math.sqrt(q.shape[2])).softmax(0)
+                out[t, head] = weights @ values
+    return out
+
+
+def random_qkv(num_tokens: int, kv_heads: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    shapes = [(num_tokens, HEADS, HEAD_DIM), (num_tokens, kv_heads, HEAD_DIM), (num_tokens, kv_heads, HEAD_DIM)]
+    return [torch.randn(shape, generator=generator).to(device, dtype).requires_grad_() for shape in shapes]
+
+
+def run(qkv: list[Tensor], packing: Packing, **options) -> tuple[Tensor, ...]:
+    """Output and gradients of q, k and v for one fixed output gradient."""
+    qkv = [x.detach().requires_grad_() for x in qkv]
+    out = varlen_attention(*qkv, packing, **options)
+    dout = torch.randn(out.shape, generator=torch.Generator().manual_seed(1)).to(out)
+    return (out.detach(), *torch.autograd.grad(out, qkv, dout))
+
+
+@pytest.fixture
+def deterministic(monkeypatch):
+    """torch's CUDA attention adds with atomics in its backward unless told not to."""
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    before = torch.are_deterministic_algorithms_enabled()
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(before)
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("sliding_window", [None, 1, 3, 100])
+def test_sdpa_equals_the_definition_with_its_gradients(kv_heads, sliding_window):
+    packing = Packing.from_lengths([1, 2, 7, 1, 5])
+    qkv = random_qkv(packing.num_tokens, kv_heads, torch.float64)
+    dout = torch.randn(packing.num_tokens, HEADS, HEAD_DIM, dtype=torch.float64)
+    actual = varlen_attention(*qkv, packing, sliding_window=sliding_window, backend="sdpa")
+    expected = attention_by_definition(*qkv, packing, sliding_window)
+    assert_close("out", expected, actual, RATIO[torch.float64])
+    grads = torch.autograd.grad(actual, qkv, dout)
+    for name, reference, grad in zip("qkv", torch.autograd.grad(expected, qkv, dout), grads, strict=True):
+        if name != "v" and sliding_window == 1:  # one visible key: its weight is 1 whatever the score
+            assert float(grad.abs().max()) < 1e-12
+        else:
+            assert_close(f"d{name}", reference, grad, RATIO[torch.float64])
+
+
+@pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
+@pytest.mark.parametrize("sliding_window", [None, 3], ids=["full", "window3"])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize(("backend", "device", "dtype"), BACKENDS_HERE)
+def test_packed_equals_one_document_at_a_time(backend, device, dtype, kv_heads, sliding_window, lengths):
+    packing = Packing.from_lengths(lengths).to(device)
+    qkv = random_qkv(packing.num_tokens, kv_heads, dtype, device)
+    options = {"sliding_window": sliding_window, "backend": backend}
+    actual = varlen_attention(*qkv, packing, **options)
+    for i, document in enumerate(zip(*map(packing.unpack, qkv), strict=True)):
+        alone = varlen_attention(*document, Packing.from_lengths([lengths[i]]).to(device), **options)
+        assert_close(f"document {i}", alone, packing.unpack(actual)[i], RATIO[dtype])
+
+
+@pytest.mark.usefixtures("deterministic")
+@pytest.mark.parametrize("sliding_window", [None, 3], ids=["full", "window3"])
+@pytest.mark.parametrize(("backend", "device", "dtype"), BACKENDS_HERE)
+def test_changing_one_document_leaves_every_bit_of_the_others(backend, device, dtype, sliding_window):
+    check_no_leak(Packing.from_lengths([5, 1, 130, 3]).to(device), dtype, sliding_window, backend)
+
+
+def check_no_leak(packing: Packing, dtype: torch.dtype, sliding_window: int | None, backend: str) -> None:
+    qkv = random_qkv(packing.num_tokens, 2, dtype, str(packing.device))
+    before = run(qkv, packing, sliding_window=sliding_window, backend=backend)
+    for i in range(packing.num_seqs):
+        changed = [x.detach().clone() for x in qkv]
+        for x in changed:
+            packing.unpack(x)[i].mul_(-3).add_(1)
+        after = run(changed, packing, sliding_window=sliding_window, backend=backend)
+        for name, old, new in zip(("out", "dq", "dk", "dv"), before, after, strict=True):
+            for j in range(packing.num_seqs):
+                if j != i:
+                    assert_identical(f"{name} of {j} after {i}", packing.unpack(old)[j], packing.unpack(new)[j])
+        assert not torch.equal(packing.unpack(before[0])[i], packing.unpack(after[0])[i]), "nothing was changed"
+
+
+def test_the_leak_check_catches_attention_over_the_whole_pack(monkeypatch):
+    packing = Packing.from_lengths([5, 1, 130, 3])
+    original = attention._sdpa
+
+    def leaky(q, k, v, packing, sliding_window, scale):
+        return original(q, k, v, Packing.from_lengths([packing.num_tokens]), sliding_window, scale)
+
+    monkeypatch.setattr(attention, "_sdpa", leaky)
+    with pytest.raises(AssertionError, match="elements differ"):
+        check_no_leak(packing, torch.float32, None, "sdpa")
+
+
+def test_a_nan_stays_in_its_document():
+    packing = Packing.from_lengths([4, 3, 5])
+    qkv = random_qkv(packing.num_tokens, 2, torch.float32)
+    with torch.no_grad():
+        qkv[1][5] = float("nan")
+    for name, x in zip(("out", "dq", "dk", "dv"), run(qkv, packing), strict=True):
+        first, second, third = packing.unpack(x)
+        assert torch.isfinite(first).all(), name
+        assert torch.isfinite(third).all(), name
+        assert not torch.isfinite(second).all(), name
+
+
+def test_a_scale_multiplies_the_scores():
+    packing = Packing.from_lengths([6])
+    q, k, v = random_qkv(6, 4, torch.float64)
+    expected = varlen_attention(q * 0.5 * HEAD_DIM**0.5, k, v, packing)
+    assert_close("out", expected, varlen_attention(q, k, v, packing, scale=0.5), 1e-12)
+
+
+def test_auto_runs_sdpa_on_the_cpu_and_says_so_once(caplog):
+    attention._log_choice.cache_clear()
+    packing = Packing.from_lengths([3])
+    qkv = random_qkv(3, 4, torch.float32)
+    with caplog.at_level(logging.INFO, logger="packmamba.attention"):
+        auto = varlen_attention(*qkv, packing)
+        varlen_attention(*qkv, packing)
+    assert len(caplog.messages) == 1
+    assert "auto: sdpa" in caplog.messages[0]
+    assert "CUDA" in caplog.messages[0]
+    assert_identical("out", varlen_attention(*qkv, packing, backend="sdpa"), auto)
+
+
+def test_explain_backends_names_every_backend_and_why_it_cannot_run():
+    reasons = explain_backends("cpu")
+    assert list(reasons) == ["varlen", "flash", "sdpa"]
+    assert reasons["sdpa"] is None
+    assert "CUDA" in str(reasons["varlen"])
+    assert "fp16 or bf16" in str(explain_backends("cuda", torch.float32)["varlen"])
+    assert "head_dim" in str(explain_backends("cuda", head_dim=264)["varlen"])
+
+
+@pytest.mark.parametrize("backend", ["varlen", "flash"])
+def test_a_named_backend_that_cannot_run_raises(backend):
+    with pytest.raises(RuntimeError, match=f"'{backend}' cannot run: .*(CUDA tensors, got cpu|flash-attn package)"):
+        varlen_attention(*random_qkv(3, 4, torch.bfloat16), Packing.from_lengths([3]), backend=backend)
+
+
+def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    return torch.zeros(shape, dtype=dtype)
+
+
+BAD_INPUTS = {
+    "batch-dimension": (zeros(1, 3, 4, 8), zeros(1, 3, 4, 8), zeros(1, 3, 4, 8), {}, ValueError, "q must be"),
+    "k-and-v-differ": (zeros(3, 4, 8), zeros(3, 4, 8), zeros(3, 2, 8), {}, ValueError, "k and v must have the same"),
+    "too-few-tokens": (zeros(2, 4, 8), zeros(2, 4, 8), zeros(2, 4, 8), {}, ValueError, "T = 3 rows.*q \\(2, 4, 8\\)"),
+    "head-dims-differ": (zeros(3, 4, 8), zeros(3, 4, 6), zeros(3, 4, 6), {}, ValueError, "same head dimension"),
+    "heads-not-divisible": (zeros(3, 4, 8), zeros(3, 3, 8), zeros(3, 3, 8), {}, ValueError, "4 query heads.* 3 key"),
+    "dtypes-differ": (zeros(3, 4, 8), zeros(3, 4, 8), zeros(3, 4, 8, dtype=torch.float64), {}, TypeError, "float64"),
+    "integers": (*[zeros(3, 4, 8, dtype=torch.int64)] * 3, {}, TypeError, "floating-point"),
+    "devices-differ": (*[torch.zeros(3, 4, 8, device="meta")] * 3, {}, ValueError, "packing.to"),
+    "window-0": (*[zeros(3, 4, 8)] * 3, {"sliding_window": 0}, ValueError, "at least 1.*got 0"),
+    "unknown-backend": (*[zeros(3, 4, 8)] * 3, {"backend": "xla"}, ValueError, "'xla'.*auto, varlen, flash, sdpa"),
+}
+
+
+@pytest.mark.parametrize(("q", "k", "v", "options", "error", "message"), BAD_INPUTS.values(), ids=BAD_INPUTS.keys())
+def test_bad_input_raises_naming_it(q, k, v, options, error, message):
+    with pytest.raises(error, match=message):
+        varlen_attention(q, k, v, Packing.from_lengths([3]), **options)
