@@ -1,0 +1,369 @@
+"""Documents to packed batches for Lightning: split, tokenise, pack, plan, load, and resume where training stopped."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, get_args
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
+from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch.utilities import rank_zero_info
+
+from packmamba.data.cache import DEFAULT_CACHE_DIR
+from packmamba.data.documents import SPLITS, Documents, DocumentSplits, EmptyDocuments, Split
+from packmamba.data.loader import PackedDataset, PackLoader, PlanSampler
+from packmamba.data.packers import STRATEGIES, Packs, Strategy, pack
+from packmamba.data.plan import Balance, PlanOptions
+from packmamba.data.sources import PythonDocs, Source
+from packmamba.data.tokenizers import ByteTokenizer, Tokenizer
+
+_SPLITS_OF: dict[str | None, tuple[Split, ...]] = {
+    "fit": ("train", "val"),
+    "validate": ("val",),
+    "test": ("test",),
+    "predict": ("predict",),
+    None: SPLITS,
+}
+
+_PYTHON_DOCS = PythonDocs()
+_BYTES = ByteTokenizer()
+
+
+@dataclass(frozen=True)
+class _Position:
+    """Where training stands: `consumed` micro-batches of `epoch` are trained on, `batches` in Lightning's own count."""
+
+    epoch: int = 0
+    consumed: int = 0
+    batches: int = 0
+
+
+class PackedDataModule(LightningDataModule):
+    """Packed batches of documents, for `Trainer.fit`, `validate`, `test` and `predict`, and for plain Python loops.
+
+    Every loader yields `PackedBatch`; `doc_ids` are rows of the split's source. A new epoch shuffles the packs anew.
+    Checkpoints hold the position in the data: a resumed run goes on with the first batch that was not trained on.
+
+    Without a Trainer: `setup()`, then `dataset("train")` is a sequence of batches, or `train_dataloader()` a loader
+    whose `sampler.set_epoch(e)` chooses the epoch. `seek` says how much is consumed, so that `state_dict` can save it.
+    """
+
+    def __init__(
+        self,
+        *,
+        source: Source = _PYTHON_DOCS,
+        val_source: Source | None = None,
+        test_source: Source | None = None,
+        predict_source: Source | None = None,
+        val_fraction: float = 0.05,
+        tokenizer: Tokenizer = _BYTES,
+        capacity: int = 4096,
+        strategy: Strategy = "best_fit_decreasing",
+        buffer: int = 1024,
+        shuffle: bool = True,
+        seed: int = 0,
+        balance: Balance = "tokens",
+        pad_to_capacity: bool = False,
+        max_documents: int | None = None,
+        empty_documents: EmptyDocuments = "skip",
+        num_workers: int = 0,
+        cache_dir: str = str(DEFAULT_CACHE_DIR),
+    ) -> None:
+        """Describes the data; nothing is read before `prepare_data` or `setup`.
+
+        Args:
+            source: Documents to train on: PythonDocs, Files, DatasetFolder or HubDataset.
+            val_source: Documents to validate on. Unset: a part of `source`, which is then not trained on.
+            test_source: Documents to test on. Unset: those of validation.
+            predict_source: Documents to predict on. Unset: those of validation.
+            val_fraction: Which part of `source` validation gets when `val_source` is unset, at least one document;
+                0 for no validation. The seed decides which documents.
+            tokenizer: Text to token ids: ByteTokenizer or HFTokenizer.
+            capacity: Tokens a pack can hold. Longer documents are cut, not truncated.
+            strategy: How documents are put into packs.
+            buffer: Documents that the strategy `local_greedy` looks at.
+            shuffle: Train on documents and packs in a random order, a new one each epoch.
+            seed: Seed of the shuffling and of the validation split.
+            balance: `tokens` has ranks work on packs of similar size at the same time; `none` takes them as they come.
+            pad_to_capacity: Fill every batch to exactly `capacity` tokens, with one sequence that has no targets.
+            max_documents: Use only the first so many documents of each source.
+            empty_documents: What to do about documents without a token: `skip` them, with a count, or raise an `error`.
+            num_workers: Processes that prepare batches; 0 prepares them in the training process.
+            cache_dir: Folder for tokenised documents, so that a second run starts at once.
+
+        Raises:
+            ValueError: A number out of range, or an unknown strategy, balance or way to treat empty documents.
+        """
+        super().__init__()
+        for name, value, least in (("capacity", capacity, 1), ("buffer", buffer, 1), ("num_workers", num_workers, 0)):
+            if value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        for name, value, known in (("strategy", strategy, STRATEGIES), ("balance", balance, get_args(Balance))):
+            if value not in known:
+                raise ValueError(f"unknown {name} {value!r}; available: {', '.join(known)}")
+        self.splits = DocumentSplits(
+            {"train": source, "val": val_source, "test": test_source, "predict": predict_source},
+            tokenizer,
+            val_fraction=val_fraction,
+            seed=seed,
+            max_documents=max_documents,
+            empty_documents=empty_documents,
+            cache_dir=Path(cache_dir).expanduser(),
+        )
+        self.tokenizer = tokenizer
+        self.capacity = capacity
+        self.strategy: Strategy = strategy
+        self.buffer = buffer
+        self.shuffle = shuffle
+        self.seed = seed
+        self.balance: Balance = balance
+        self.pad_to_capacity = pad_to_capacity
+        self.num_workers = num_workers
+        self._documents: dict[Split, Documents | None] = {}
+        self._packs: dict[tuple[Split, str], Packs] = {}
+        self._train: PackedDataset | None = None
+        self._base = _Position()
+        self._saved_fingerprint: dict[str, Any] | None = None
+
+    @property
+    def vocab_size(self) -> int:
+        """Every token id is smaller; a model needs at least as many rows of embedding."""
+        return self.tokenizer.vocab_size
+
+    # Documents and packs
+
+    def prepare_data(self) -> None:
+        """Loads and tokenises what the trainer is about to need into the cache, in one process."""
+        stage = None if self.trainer is None or self.trainer.state.fn is None else self.trainer.state.fn.value
+        for split in _SPLITS_OF[stage]:
+            self.splits.corpus(split)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens the documents of a stage (`fit`, `validate`, `test`, `predict`), or of all."""
+        if stage == "fit" and self.trainer is not None and self._trained_batches() == 0:
+            self._base, self._saved_fingerprint = _Position(), None
+        for split in _SPLITS_OF[stage]:
+            if split not in self._documents:
+                self._documents[split] = self.splits.open(split)
+
+    def documents(self, split: Split = "train") -> Documents:
+        """The documents of a split. Raises RuntimeError before `setup`, ValueError if the split has none."""
+        if split not in self._documents:
+            raise RuntimeError(f"the {split} documents are not there yet; call setup() first")
+        documents = self._documents[split]
+        if documents is None:
+            raise ValueError(f"there are no {split} documents: set val_fraction above 0, or {split}_source")
+        return documents
+
+    def packs(self, split: Split = "train", strategy: Strategy | None = None) -> Packs:
+        """The packs of a split, by the data module's strategy or another one. They number `documents(split).rows`."""
+        strategy = strategy or self.strategy
+        if (split, strategy) not in self._packs:
+            lengths = self.documents(split).lengths
+            seed = self.seed if self.shuffle and split == "train" else None
+            started = time.perf_counter()
+            packs = pack(lengths, self.capacity, strategy, seed=seed, buffer=self.buffer)
+            seconds = time.perf_counter() - started
+            rank_zero_info(
+                f"{split}: {lengths.size:,} documents, {lengths.sum():,} tokens in {len(packs):,} packs of "
+                f"{self.capacity} ({packs.efficiency:.2%} full, {packs.num_split} documents split), {strategy}, "
+                f"{seconds:.2f} s"
+            )
+            self._packs[split, strategy] = packs
+        return self._packs[split, strategy]
+
+    def dataset(
+        self,
+        split: Split = "train",
+        *,
+        strategy: Strategy | None = None,
+        world_size: int = 1,
+        rank: int = 0,
+        accumulation: int = 1,
+    ) -> PackedDataset:
+        """The batches of one rank: a sequence, `len` and index, of the first epoch; see `PackedDataset` for others.
+
+        strategy: another one than the data module's, to compare on the same documents. world_size, rank, accumulation:
+        see `PlanOptions`.
+        """
+        options = PlanOptions(
+            seed=self.seed if self.shuffle and split == "train" else None,
+            world_size=world_size,
+            accumulation=accumulation,
+            balance=self.balance,
+        )
+        documents = self.documents(split)
+        return PackedDataset(
+            documents.corpus,
+            documents.rows,
+            self.packs(split, strategy),
+            options,
+            rank=rank,
+            pad_to=self.capacity if self.pad_to_capacity else None,
+            pad_id=self.tokenizer.pad_id,
+        )
+
+    # Loaders
+
+    def train_dataloader(self) -> PackLoader:
+        """Batches from where training stands to the end of its epoch.
+
+        Raises ValueError if a checkpoint was loaded and its data, tokenizer or plan are not those of now, naming what
+        changed; or for options of the Trainer that leave the number of targets of a step unknown.
+        """
+        world_size, rank = self._replicas()
+        accumulation, limit = 1, 1.0
+        if self.trainer is not None:
+            self._check_trainer(world_size)
+            accumulation, limit = self.trainer.accumulate_grad_batches, self.trainer.limit_train_batches
+        dataset = self.dataset("train", world_size=world_size, rank=rank, accumulation=accumulation)
+        if limit != 1.0:
+            steps = max(1, limit if isinstance(limit, int) else int(limit * len(dataset)))
+            dataset = dataset.shortened(steps)
+        self._train = dataset
+        if self._saved_fingerprint is not None:
+            _require_same(self._saved_fingerprint, self._fingerprint(dataset))
+        return self._loader(dataset, self._start, self._set_epoch)
+
+    def val_dataloader(self) -> PackLoader | list[PackLoader]:
+        """Batches of the validation documents in a fixed order; an empty list if there are none."""
+        if self._documents.get("val", self) is None:
+            return []
+        return self._eval_loader("val")
+
+    def test_dataloader(self) -> PackLoader:
+        """Batches of the test documents in a fixed order."""
+        return self._eval_loader("test")
+
+    def predict_dataloader(self) -> PackLoader:
+        """Batches of the documents to predict on in a fixed order."""
+        return self._eval_loader("predict")
+
+    def _eval_loader(self, split: Split) -> PackLoader:
+        world_size, rank = self._replicas()
+        return self._loader(self.dataset(split, world_size=world_size, rank=rank), lambda: (0, 0))
+
+    def _loader(
+        self,
+        dataset: PackedDataset,
+        position: Callable[[], tuple[int, int]],
+        set_epoch: Callable[[int], None] | None = None,
+    ) -> PackLoader:
+        return PackLoader(
+            dataset,
+            batch_size=None,
+            sampler=PlanSampler(dataset, position, set_epoch),
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=self.trainer is not None and self.trainer.strategy.root_device.type == "cuda",
+        )
+
+    def _replicas(self) -> tuple[int, int]:
+        """How many ranks take different data, and which of them this is."""
+        kwargs = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
+        return (1, 0) if kwargs is None else (kwargs["num_replicas"], kwargs["rank"])
+
+    def _check_trainer(self, world_size: int) -> None:
+        trainer: Any = self.trainer
+        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
+            raise ValueError(
+                "GradientAccumulationScheduler changes how many batches a step has while packs are planned ahead; "
+                "set Trainer(accumulate_grad_batches=...) instead"
+            )
+        if trainer.overfit_batches and world_size > 1:
+            raise ValueError(
+                f"overfit_batches={trainer.overfit_batches} replaces the plan's sampler, which {world_size} ranks "
+                "need; use one rank, or limit_train_batches with shuffle=False"
+            )
+
+    # Position and resume
+
+    @property
+    def position(self) -> tuple[int, int]:
+        """The epoch, and the micro-batches of it (on each rank) that have been trained on; prefetched ones are not."""
+        if self.trainer is None or self._train is None:
+            return self._base.epoch, self._base.consumed
+        since = self._trained_batches() - self._base.batches
+        epochs, consumed = divmod(self._base.consumed + since, len(self._train))
+        return self._base.epoch + epochs, consumed
+
+    def seek(self, epoch: int, consumed: int = 0) -> None:
+        """Sets the position: the next iteration over the training loader starts there. A Trainer does this itself."""
+        self._base = _Position(epoch, consumed, self._trained_batches())
+
+    def state_dict(self) -> dict[str, Any]:
+        """The position and what it refers to; the same on every rank. Empty where nothing was trained on."""
+        if self._train is None:
+            return {}
+        epoch, consumed = self.position
+        position = _Position(epoch, consumed, self._trained_batches())
+        return asdict(position) | {"fingerprint": self._fingerprint(self._train)}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Takes the position of a checkpoint; whether the data are the same is checked when the loader is made."""
+        self._base = _Position(state_dict["epoch"], state_dict["consumed"], state_dict["batches"])
+        self._saved_fingerprint = state_dict["fingerprint"]
+
+    def _fingerprint(self, dataset: PackedDataset) -> dict[str, Any]:
+        """What the order of documents depends on, by the name a user knows it by."""
+        return {
+            "documents": dataset.corpus.text_digest,
+            "tokenizer": self.tokenizer.fingerprint,
+            "val_fraction": self.splits.val_fraction if self.splits.sources["val"] is None else None,
+            "strategy": self.strategy,
+            "capacity": self.capacity,
+            "buffer": self.buffer,
+            "shuffle": self.shuffle,
+            "seed": self.seed,
+            "balance": self.balance,
+            "world_size": dataset.options.world_size,
+            "accumulate_grad_batches": dataset.options.accumulation,
+        }
+
+    def _progress(self) -> Any:
+        assert self.trainer is not None
+        return self.trainer.fit_loop.epoch_loop.batch_progress
+
+    def _trained_batches(self) -> int:
+        """Batches that Lightning has trained on since the run began, resumed ones included. Counts the batch at hand in
+        `on_train_batch_end`, where checkpoints are saved, which its `completed` does not yet."""
+        return 0 if self.trainer is None else self._progress().total.processed
+
+    def _fitting(self) -> bool:
+        state = None if self.trainer is None else self.trainer.state
+        return state is not None and state.fn == TrainerFn.FITTING and state.status == TrainerStatus.RUNNING
+
+    def _start(self) -> tuple[int, int]:
+        """The position from which an iteration over the training loader starts.
+
+        Lightning's epoch number is not enough to tell: it moves on when `max_steps` ends a run in the middle of an
+        epoch, and the iterator of a resumed run is made before Lightning sets the sampler's epoch.
+        """
+        if not self._fitting():
+            return self._base.epoch, self._base.consumed
+        epoch, consumed = self.position
+        if consumed and self._progress().current.processed == 0:
+            self.seek(epoch + 1)  # Lightning begins a new epoch: the last one was ended early
+            return epoch + 1, 0
+        return epoch, consumed
+
+    def _set_epoch(self, epoch: int) -> None:
+        if not self._fitting() and epoch != self._base.epoch:
+            self.seek(epoch)
+
+
+def _require_same(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    changed = [
+        f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"
+        for name in saved | current
+        if saved.get(name) != current.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"cannot resume where the checkpoint stopped, because the data would come in another order: "
+            f"{'; '.join(changed)}. Restore them, or start a new run from the checkpoint's weights"
+        )

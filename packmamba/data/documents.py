@@ -1,0 +1,126 @@
+"""Sources to the documents of each split: loaded, tokenised, divided."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Literal, get_args
+
+import numpy as np
+from lightning.pytorch.utilities import rank_zero_warn
+
+from packmamba.data.corpus import Corpus, tokenise
+from packmamba.data.sources import Source
+from packmamba.data.tokenizers import Tokenizer
+
+Split = Literal["train", "val", "test", "predict"]
+SPLITS: tuple[Split, ...] = get_args(Split)
+
+EmptyDocuments = Literal["skip", "error"]
+
+
+@dataclass(frozen=True)
+class Documents:
+    """The documents of one split."""
+
+    corpus: Corpus
+    rows: np.ndarray
+    """int64 (documents,): their rows in the corpus, which are the rows of the source; none of them is empty."""
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """int64 (documents,): tokens of each document."""
+        return self.corpus.lengths[self.rows]
+
+
+class DocumentSplits:
+    """Opens the documents of a split, from the cache where they have been tokenised before.
+
+    A split without a source of its own takes the validation documents; validation without a source takes a part of the
+    training source's documents, which training then leaves out.
+    """
+
+    def __init__(
+        self,
+        sources: dict[Split, Source | None],
+        tokenizer: Tokenizer,
+        *,
+        val_fraction: float,
+        seed: int,
+        max_documents: int | None,
+        empty_documents: EmptyDocuments,
+        cache_dir: Path,
+    ) -> None:
+        """Arguments: see `PackedDataModule`. sources: one for each split; that of training is never None.
+
+        Raises ValueError for a number out of range or an unknown way to treat empty documents.
+        """
+        if not 0 <= val_fraction < 1:
+            raise ValueError(f"val_fraction must be at least 0 and below 1, got {val_fraction}")
+        if max_documents is not None and max_documents < 1:
+            raise ValueError(f"max_documents must be at least 1, got {max_documents}")
+        if empty_documents not in get_args(EmptyDocuments):
+            raise ValueError(f"unknown empty_documents {empty_documents!r}; available: skip, error")
+        self.sources = sources
+        self.tokenizer = tokenizer
+        self.val_fraction = val_fraction
+        self.seed = seed
+        self.max_documents = max_documents
+        self.empty_documents = empty_documents
+        self.cache_dir = cache_dir
+        self._corpora: dict[Split, Corpus] = {}
+
+    def source_of(self, split: Split) -> Split:
+        """The split whose source a split's documents come from."""
+        if self.sources[split] is not None:
+            return split
+        return "train" if self.sources["val"] is None or split == "train" else "val"
+
+    def corpus(self, split: Split) -> Corpus:
+        """Every document of the source of a split, tokenised."""
+        name = self.source_of(split)
+        if name not in self._corpora:
+            source = self.sources[name]
+            assert source is not None
+            dataset = source.load(self.cache_dir)
+            if self.max_documents is not None and len(dataset) > self.max_documents:
+                dataset = dataset.select(range(self.max_documents))
+            self._corpora[name] = tokenise(dataset, self.tokenizer, self.cache_dir)
+        return self._corpora[name]
+
+    def open(self, split: Split) -> Documents | None:
+        """The documents of a split; None if it has none, because `val_fraction` is 0 and no source was given.
+
+        Raises ValueError for an empty document where that is an error (named with its row), or if validation would
+        leave no document to train on.
+        """
+        corpus = self.corpus(split)
+        rows = self._not_empty(corpus, self.source_of(split))
+        if self.source_of(split) != "train" or (split == "train" and self.sources["val"] is not None):
+            return Documents(corpus, rows)
+        held_out = self._held_out(rows)
+        if split == "train":
+            return Documents(corpus, np.setdiff1d(rows, held_out, assume_unique=True))
+        return Documents(corpus, held_out) if held_out.size else None
+
+    def _not_empty(self, corpus: Corpus, name: Split) -> np.ndarray:
+        rows = np.flatnonzero(corpus.lengths)
+        if empty := len(corpus) - rows.size:
+            message = f"{empty} of {len(corpus)} documents of {self.sources[name]} are empty after tokenisation"
+            if self.empty_documents == "error":
+                row = int(np.argmin(corpus.lengths))
+                raise ValueError(f"{message}, the first is row {row}; drop them, or set empty_documents='skip'")
+            rank_zero_warn(f"{message}; they are skipped")
+        return rows
+
+    def _held_out(self, rows: np.ndarray) -> np.ndarray:
+        if self.val_fraction == 0:
+            return rows[:0]
+        count = max(1, round(self.val_fraction * rows.size))
+        if count >= rows.size:
+            raise ValueError(
+                f"val_fraction {self.val_fraction} takes {count} of the {rows.size} documents of "
+                f"{self.sources['train']}, which leaves none to train on; set val_source, or val_fraction=0"
+            )
+        return np.sort(np.random.default_rng((self.seed, rows.size)).choice(rows, count, replace=False))
