@@ -1,4 +1,7 @@
-"""What a model is, as data: layer patterns, dimensions, presets. Imports nothing heavier than the standard library."""
+"""What a model is, as data: layer patterns, dimensions, presets. Imports nothing heavier than the standard library.
+
+The dataclasses have no slots: the command line's parser reads a default's fields from its `__dict__`.
+"""
 
 from __future__ import annotations
 
@@ -52,7 +55,7 @@ def _require_positive(owner: object, *names: str) -> None:
             raise ValueError(f"{type(owner).__name__}.{name} must be positive, got {value}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class Mamba1Config:
     """A Mamba-1 mixer (Gu & Dao, arXiv 2312.00752). The defaults are the paper's."""
 
@@ -83,7 +86,7 @@ class Mamba1Config:
             raise ValueError(f"Mamba1Config.dt_min ({self.dt_min}) is larger than dt_max ({self.dt_max})")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class AttentionConfig:
     """Causal grouped-query attention with rotary positions counted within each document."""
 
@@ -107,7 +110,7 @@ class AttentionConfig:
             raise ValueError(f"AttentionConfig.head_dim must be even (rotary pairs), got {self.head_dim}")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class MLPConfig:
     """Gated MLP, SwiGLU (Shazeer, arXiv 2002.05202)."""
 
@@ -118,7 +121,7 @@ class MLPConfig:
         _require_positive(self, "d_ff")
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelConfig:
     """A hybrid language model: one symbol of `layer_pattern` for each pre-norm residual layer."""
 

@@ -1,0 +1,114 @@
+"""What may import what: the dependency arrow, and what a bare torch + triton + numpy machine must be able to import."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGES = {"packmamba": ROOT / "packmamba", "packmamba_kernels": ROOT / "kernels" / "packmamba_kernels"}
+
+ARROW = ["packing", "config", "attention", "model", "metrics", "lit", "callbacks", "trainer_cli"]
+"""Parts of packmamba; each may import those before it."""
+
+ALLOWED = {
+    "packmamba_kernels": set(),
+    **{part: {"packmamba_kernels", *ARROW[:i]} for i, part in enumerate(ARROW)},
+    "config": set(),
+    "data": {"packmamba_kernels", "packing"},
+    "bench": {"packmamba_kernels", "packing", "config", "attention", "model", "data"},
+    "info": {"packmamba_kernels", "packing", "config", "attention", "model", "data"},
+    "cli": set(),
+}
+ALLOWED["trainer_cli"] |= {"data"}
+ALLOWED["quickstart"] = {*ARROW, "data", "bench", "cli", "packmamba_kernels"}
+ALLOWED["__init__"] = {*ARROW, "data"}
+"""What each part may import, besides itself. cli finds the commands by name when they run."""
+
+HEAVY = ("lightning", "datasets", "jsonargparse", "matplotlib", "transformers", "tokenizers", "pandas")
+
+
+def modules() -> Iterator[tuple[str, Path]]:
+    """(part, file) of every module."""
+    for path in sorted(PACKAGES["packmamba_kernels"].rglob("*.py")):
+        yield "packmamba_kernels", path
+    for path in sorted(PACKAGES["packmamba"].rglob("*.py")):
+        yield path.relative_to(PACKAGES["packmamba"]).parts[0].removesuffix(".py"), path
+
+
+def imports(tree: ast.AST) -> Iterator[str]:
+    """Dotted names of everything imported, at module level or inside a function."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"relative import in line {node.lineno}: write the full name"
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def parts_imported(source: str) -> set[str]:
+    """Parts of packmamba (or packmamba_kernels) that a source text imports."""
+    found = set()
+    for name in imports(ast.parse(source)):
+        pieces = name.split(".")
+        if pieces[0] == "packmamba_kernels":
+            found.add("packmamba_kernels")
+        elif pieces[0] == "packmamba":
+            found.add(pieces[1] if len(pieces) > 1 else "__init__")
+    return found
+
+
+@pytest.mark.parametrize(("part", "path"), [pytest.param(p, f, id=str(f.relative_to(ROOT))) for p, f in modules()])
+def test_imports_follow_the_dependency_arrow(part: str, path: Path) -> None:
+    assert part in ALLOWED, f"{part} is new: say in ALLOWED what it may import"
+    wrong = parts_imported(path.read_text()) - ALLOWED[part] - {part}
+    assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}; allowed: {sorted(ALLOWED[part])}"
+
+
+def test_a_wrong_import_would_be_found() -> None:
+    source = "def f():\n    from packmamba.model import HybridLM\n    import packmamba_kernels.schedule"
+    assert parts_imported(source) == {"model", "packmamba_kernels"}
+    assert "model" not in ALLOWED["data"]
+
+
+def test_the_kernels_need_torch_and_triton_only() -> None:
+    for part, path in modules():
+        if part == "packmamba_kernels":
+            roots = {name.split(".")[0] for name in imports(ast.parse(path.read_text()))}
+            foreign = roots - set(sys.stdlib_module_names) - {"torch", "triton", "numpy", "packmamba_kernels"}
+            assert not foreign, f"{path.relative_to(ROOT)} imports {sorted(foreign)}"
+
+
+def loaded_by(statement: str) -> set[str]:
+    """Names of the top-level packages that are loaded after a statement has run in a fresh interpreter."""
+    code = f"import sys\n{statement}\nprint(' '.join({{name.partition('.')[0] for name in sys.modules}}))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    return set(run.stdout.split())
+
+
+@pytest.mark.parametrize(
+    "statement",
+    [
+        "import packmamba; packmamba.HybridLM; packmamba.ModelConfig; packmamba.Packing; packmamba.PackedBatch",
+        "import packmamba.bench; import packmamba.bench.throughput",
+        "import packmamba_kernels",
+    ],
+)
+def test_a_bare_machine_can_import(statement: str) -> None:
+    loaded = loaded_by(statement)
+    assert "torch" in loaded
+    assert not loaded & set(HEAVY)
+
+
+def test_importing_the_command_line_does_not_load_torch() -> None:
+    loaded = loaded_by("import packmamba.cli; packmamba.cli.main(['--help'])")
+    assert not loaded & {"torch", *HEAVY}
+
+
+def test_kernels_is_no_package() -> None:
+    assert not (ROOT / "kernels" / "__init__.py").exists(), "it would shadow Hugging Face's package `kernels`"
