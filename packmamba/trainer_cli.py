@@ -102,7 +102,15 @@ class PackmambaCLI(LightningCLI):
 
 
 def main(argv: list[str]) -> int:
-    """argv: the command (fit, validate, test or predict) and its options.
+    """argv: the command (fit, validate, test or predict) and its options. Raises as `run` does."""
+    run(argv)
+    return 0
+
+
+def run(argv: list[str]) -> PackmambaCLI:
+    """Runs a command and returns what it ran with: trainer, model and data module.
+
+    argv: the command (fit, validate, test or predict) and its options.
 
     Raises ValueError for options and configuration files that cannot be understood.
     """
@@ -113,10 +121,9 @@ def main(argv: list[str]) -> int:
     if argv[0] != "fit":
         warnings.filterwarnings("ignore", message="The dirpath has changed")  # nothing is saved
     try:
-        PackmambaCLI(argv)
+        return PackmambaCLI(argv)
     except ArgumentError as error:
         raise ValueError(explain(str(error))) from error
-    return 0
 
 
 def explain(message: str) -> str:
