@@ -1,0 +1,22 @@
+"""The hybrid language model and its parts."""
+
+from packmamba.model.attention_mixer import AttentionMixer
+from packmamba.model.flops import forward_flops, training_flops
+from packmamba.model.hybrid_lm import HybridLM, check_token_ids
+from packmamba.model.loss import linear_cross_entropy
+from packmamba.model.mamba1 import Mamba1Mixer
+from packmamba.model.mlp import GatedMLP
+from packmamba.model.parameter_groups import no_decay_parameters, parameter_groups
+
+__all__ = [
+    "AttentionMixer",
+    "GatedMLP",
+    "HybridLM",
+    "Mamba1Mixer",
+    "check_token_ids",
+    "forward_flops",
+    "linear_cross_entropy",
+    "no_decay_parameters",
+    "parameter_groups",
+    "training_flops",
+]
