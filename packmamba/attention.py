@@ -85,7 +85,8 @@ def explain_backends(
 
 def _varlen(q: Tensor, k: Tensor, v: Tensor, packing: Packing, sliding_window: int | None, scale: float) -> Tensor:
     # The signature grew: enable_gqa and num_splits came after torch 2.11, whose kernels take grouped heads unasked.
-    # num_splits=1 keeps the order of the sums independent of the other documents' lengths.
+    # num_splits=1 keeps the order of the sums independent of the other documents' lengths (and newer torch from taking
+    # cuDNN, which does not promise that).
     options = {"enable_gqa": q.shape[1] != k.shape[1], "num_splits": 1}
     out = varlen_attn(
         q,

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
 import math
+import sys
+import types
 from itertools import pairwise
 
 import pytest
@@ -184,6 +187,55 @@ def test_explain_backends_names_every_backend_and_why_it_cannot_run():
 def test_a_named_backend_that_cannot_run_raises(backend):
     with pytest.raises(RuntimeError, match=f"'{backend}' cannot run: .*(CUDA tensors, got cpu|flash-attn package)"):
         varlen_attention(*random_qkv(3, 4, torch.bfloat16), Packing.from_lengths([3]), backend=backend)
+
+
+def flash_by_definition(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size):
+    """What flash attention's varlen functions promise: query t sees keys t - left to t + right of its document."""
+    assert cu_q is cu_k
+    assert max_q == max_k == int(cu_q.diff().max())
+    left, right = window_size
+    assert right == 0
+    packing = Packing.from_cu_seqlens(cu_q)
+    factor = q.shape[2] ** 0.5 * scale
+    return attention_by_definition(q * factor, k, v, packing, None if left == -1 else left + 1)
+
+
+def varlen_of_torch_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
+    return flash_by_definition(
+        query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, scale=scale, window_size=window_size
+    )
+
+
+def varlen_since_torch_2_12(*args, enable_gqa=False, num_splits=None, **options):
+    assert enable_gqa == (args[0].shape[1] != args[1].shape[1])
+    assert num_splits == 1
+    return flash_by_definition(*args, **options)
+
+
+@pytest.mark.parametrize("sliding_window", [None, 1, 3, 100])
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("varlen_attn", [varlen_of_torch_2_11, varlen_since_torch_2_12])
+def test_varlen_asks_torch_for_the_same_attention(monkeypatch, varlen_attn, kv_heads, sliding_window):
+    monkeypatch.setattr(attention, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(attention, "_VARLEN_PARAMETERS", inspect.signature(varlen_attn).parameters)
+    packing = Packing.from_lengths([1, 2, 7, 5])
+    qkv = random_qkv(packing.num_tokens, kv_heads, torch.float64)
+    expected = varlen_attention(*qkv, packing, sliding_window=sliding_window, scale=0.3, backend="sdpa")
+    assert_close("out", expected, attention._varlen(*qkv, packing, sliding_window, 0.3), 1e-12)
+
+
+@pytest.mark.parametrize("sliding_window", [None, 1, 3, 100])
+def test_flash_asks_flash_attn_for_the_same_attention(monkeypatch, sliding_window):
+    def flash_attn_varlen_func(*args, softmax_scale, causal, window_size, deterministic):
+        assert causal
+        assert deterministic
+        return flash_by_definition(*args, scale=softmax_scale, window_size=window_size)
+
+    monkeypatch.setitem(sys.modules, "flash_attn", types.SimpleNamespace(flash_attn_varlen_func=flash_attn_varlen_func))
+    packing = Packing.from_lengths([1, 2, 7, 5])
+    qkv = random_qkv(packing.num_tokens, 2, torch.float64)
+    expected = varlen_attention(*qkv, packing, sliding_window=sliding_window, scale=0.3, backend="sdpa")
+    assert_close("out", expected, attention._flash(*qkv, packing, sliding_window, 0.3), 1e-12)
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
