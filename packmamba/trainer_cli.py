@@ -24,12 +24,13 @@ TRAINER_DEFAULTS = {
 
 
 class SaveConfig(SaveConfigCallback):
-    """Saves the run's whole configuration to `config.yaml` beside its log."""
+    """Saves the run's whole configuration to `config.yaml` beside its log; a run without a logger has no folder."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        if trainer.logger is not None:
-            # The logger makes the folder; it warns where a file is there before it.
-            _ = trainer.logger.experiment  # pyright: ignore[reportAttributeAccessIssue]
+        if trainer.logger is None:
+            return
+        # The logger makes the folder; it warns where a file is there before it.
+        _ = trainer.logger.experiment  # pyright: ignore[reportAttributeAccessIssue]
         super().setup(trainer, pl_module, stage)
 
 
@@ -52,6 +53,11 @@ class PackmambaCLI(LightningCLI):
             auto_configure_optimizers=False,
             load_from_checkpoint_support=False,
         )
+
+    def subcommands(self) -> dict[str, set[str]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The command that runs, alone: making the options of all four takes four times as long."""
+        command = self._arguments[0]
+        return {command: LightningCLI.subcommands()[command]}
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         parser.add_argument(
@@ -91,14 +97,15 @@ class PackmambaCLI(LightningCLI):
         return super().instantiate_trainer(callbacks=callbacks, **kwargs)
 
     def after_fit(self) -> None:
+        folder = self.trainer.log_dir  # on every rank: reading it is a broadcast
         if not self.trainer.is_global_zero:
             return
         for callback in self.trainer.checkpoint_callbacks:
             path = getattr(callback, "best_model_path", "")
             if path:
                 print(f"checkpoint: {Path(path)}")
-        if self.trainer.log_dir:
-            print(f"log: {Path(self.trainer.log_dir)}")
+        if self.trainer.logger is not None:
+            print(f"log: {folder}")
 
 
 def main(argv: list[str]) -> int:
