@@ -132,8 +132,10 @@ class Files(Source):
     """What is one document of a plain text file: the whole file, or each paragraph or line."""
 
     def load(self, cache_dir: Path) -> Dataset:
-        if self.format not in get_args(FileFormat):
-            raise ValueError(f"unknown format {self.format!r}; available: {', '.join(get_args(FileFormat))}")
+        known = {"format": get_args(FileFormat), "text_document": tuple(_SAMPLE_BY)}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; available: {', '.join(values)}")
         files = [file for pattern in self.paths for file in _matching(pattern)]
         if not files:
             raise ValueError("Files.paths is empty; name at least one file")
@@ -198,7 +200,10 @@ class DatasetFolder(Source):
         folder = os.path.expanduser(self.path)
         if not os.path.isdir(folder):
             raise FileNotFoundError(f"there is no folder {folder!r}; DatasetFolder reads what save_to_disk has written")
-        dataset = datasets.load_from_disk(folder)
+        try:
+            dataset = datasets.load_from_disk(folder)
+        except IndexError as error:  # what datasets raises for a table without a single row
+            raise ValueError(f"the folder {folder!r} is empty; it needs at least one document") from error
         if isinstance(dataset, DatasetDict):
             if self.split not in dataset:
                 raise ValueError(f"{folder!r} has no split {self.split!r}; its splits: {', '.join(map(str, dataset))}")

@@ -1,0 +1,53 @@
+"""Small local data, one cache a test session, and quiet libraries."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+
+import datasets
+import pytest
+from hypothesis import settings
+
+settings.register_profile("no deadline on a shared machine", deadline=None)
+settings.load_profile("no deadline on a shared machine")
+
+
+@pytest.fixture(autouse=True, scope="session")
+def no_progress_bars():
+    datasets.disable_progress_bars()
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def write_jsonl(tmp_path: Path):
+    """A function that writes rows to a file and returns its path."""
+
+    def write(rows: list[dict] | list[str], name: str = "documents.jsonl") -> str:
+        path = tmp_path / name
+        lines = (json.dumps(row if isinstance(row, dict) else {"text": row}) for row in rows)
+        path.write_text("".join(f"{line}\n" for line in lines))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def sixty_documents(write_jsonl) -> str:
+    """A file of 60 different documents of 1 to 60 characters."""
+    rng = random.Random(0)
+    return write_jsonl(["".join(rng.choices("abcdefgh", k=rng.randint(1, 60))) for _ in range(60)])
+
+
+@pytest.fixture(scope="session")
+def python_docs(tmp_path_factory: pytest.TempPathFactory) -> tuple[datasets.Dataset, Path]:
+    """The offline default corpus and the cache it was built in."""
+    from packmamba.data.sources import PythonDocs
+
+    cache = tmp_path_factory.mktemp("python-docs")
+    return PythonDocs().load(cache), cache
