@@ -81,6 +81,7 @@ class Mamba1Mixer(nn.Module):
             cu_seqlens=packing.cu_seqlens,
             schedule=packing.schedule,
         )
+        assert isinstance(u, Tensor)  # a pair only where final states are asked for
         dt, B, C = self.x_proj(u).split(self.splits, dim=-1)  # (T, R), (T, N), (T, N)
         y = selective_scan(
             u,
