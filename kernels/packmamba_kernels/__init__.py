@@ -4,5 +4,6 @@ Needs torch and triton only. Every operator has a readable definition beside it,
 """
 
 from packmamba_kernels.causal_conv1d.op import causal_conv1d
+from packmamba_kernels.selective_scan.op import selective_scan
 
-__all__ = ["causal_conv1d"]
+__all__ = ["causal_conv1d", "selective_scan"]

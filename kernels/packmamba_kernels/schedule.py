@@ -4,51 +4,60 @@ A document's state starts at its first token, so a boundary needs nothing from t
 are independent, and only a document longer than one segment passes state between its own. Segments count from their
 document's start, so a document's arithmetic does not depend on its place in the pack.
 
-T tokens in a pack · S documents · I segments.
+T tokens in a pack · S sequences (documents) · I segments.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
-import numpy as np
 import torch
 from torch import Tensor
 
 CHUNK = 64
 """Tokens of the smallest segment; every other segment size is a multiple of it."""
 
+SIZES = (CHUNK, 256, 1024, 4096)
+"""Segment sizes of a schedule. An op takes the largest that still gives the device enough programs."""
+
 
 @dataclass(frozen=True, eq=False)
 class Segments:
     """Every document cut each `size` tokens from its own start; the last segment of a document may be shorter.
 
-    Tables are in token order: segment i and i + 1 of one document are neighbours.
+    Tables are in token order: segment i and i + 1 of one document are neighbours. Where the number of segments was not
+    known on the host, empty ones (length 0) follow at the end.
     """
 
     size: int
     start: Tensor
     """int32 (I,): first token."""
     length: Tensor
-    """int32 (I,): tokens, 1 to `size`."""
+    """int32 (I,): tokens, 1 to `size`; 0 for the empty ones at the end."""
     seq: Tensor
     """int32 (I,): the document it lies in."""
     cu_segments: Tensor
     """int32 (S+1,): document s owns the segments cu_segments[s] to cu_segments[s+1]."""
     order: Tensor
-    """int32 (I,): the segments, longest first (stable), the order in which programs take them."""
+    """int32 (I,): the segments, longest first, the order in which programs take them. Those that another segment of
+    their document follows, all `size` tokens long, come before all others; ties keep token order."""
 
     @property
     def num_segments(self) -> int:
         return self.start.shape[0]
 
+    @property
+    def num_seqs(self) -> int:
+        return self.cu_segments.shape[0] - 1
+
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Segments:
         return self._map(lambda table: table.to(device, non_blocking=non_blocking))
 
     def pin_memory(self) -> Segments:
-        return self._map(Tensor.pin_memory)
+        return self._map(lambda table: table.pin_memory())
 
-    def _map(self, move) -> Segments:
+    def _map(self, move: Callable[[Tensor], Tensor]) -> Segments:
         return replace(self, **{f.name: move(getattr(self, f.name)) for f in fields(self) if f.name != "size"})
 
 
@@ -56,31 +65,54 @@ class Segments:
 class Schedule:
     """The work items of one pack. Built on the host once a batch; the ops take it as `schedule=`."""
 
-    chunks: Segments
-    """Segments of CHUNK tokens."""
+    num_tokens: int
+    """T of the pack it was built for."""
+    levels: tuple[Segments, ...]
+    """The pack cut at each of SIZES, smallest first."""
+
+    @property
+    def chunks(self) -> Segments:
+        """Segments of CHUNK tokens."""
+        return self.levels[0]
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Schedule:
-        return Schedule(self.chunks.to(device, non_blocking=non_blocking))
+        return Schedule(self.num_tokens, tuple(level.to(device, non_blocking) for level in self.levels))
 
     def pin_memory(self) -> Schedule:
-        return Schedule(self.chunks.pin_memory())
+        return Schedule(self.num_tokens, tuple(level.pin_memory() for level in self.levels))
 
 
-def build_segments(cu_seqlens: Tensor, size: int) -> Segments:
-    """Cuts documents each `size` tokens. cu_seqlens: int32 (S+1,) on the CPU."""
-    bounds = cu_seqlens.numpy()
-    lengths = np.diff(bounds)
-    counts = -(-lengths // size)
-    cu_segments = np.concatenate([[0], np.cumsum(counts)])
-    seq = np.repeat(np.arange(lengths.size, dtype=np.int64), counts)
-    offset = (np.arange(seq.size) - cu_segments[seq]) * size
-    start = bounds[seq] + offset
-    length = np.minimum(lengths[seq] - offset, size)
-    order = np.argsort(-length, kind="stable")
-    tables = (start, length, seq, cu_segments, order)
-    return Segments(size, *(torch.from_numpy(table.astype(np.int32)) for table in tables))
+def build_segments(cu_seqlens: Tensor, size: int, num_segments: int | None = None) -> Segments:
+    """Cuts documents each `size` tokens.
+
+    cu_seqlens: int32 (S+1,), strictly increasing from 0. num_segments: rows of the tables, at least the number of
+    segments; None: exactly that number, which is read back from the tensor.
+    """
+    cu_seqlens = cu_seqlens.long()
+    lengths = cu_seqlens.diff()
+    counts = (lengths + (size - 1)) // size
+    cu_segments = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+    if num_segments is None:
+        num_segments = int(cu_segments[-1])
+    segment = torch.arange(num_segments, device=cu_seqlens.device)
+    seq = torch.searchsorted(cu_segments[1:], segment, right=True).clamp(max=lengths.shape[0] - 1)
+    offset = (segment - cu_segments[seq]) * size
+    left = (lengths[seq] - offset).clamp(min=0)  # tokens from the segment's start to its document's end
+    length = left.clamp(max=size)
+    start = torch.minimum(cu_seqlens[seq] + offset, cu_seqlens[-1])
+    order = torch.argsort(2 * length + (left > size), descending=True, stable=True)
+    return Segments(size, *(table.int() for table in (start, length, seq, cu_segments, order)))
 
 
-def build_schedule(cu_seqlens: Tensor) -> Schedule:
-    """The schedule of a pack. cu_seqlens: int32 (S+1,) on the CPU, strictly increasing from 0 to T."""
-    return Schedule(build_segments(cu_seqlens, CHUNK))
+def build_schedule(cu_seqlens: Tensor, num_tokens: int | None = None) -> Schedule:
+    """The schedule of a pack. cu_seqlens: int32 (S+1,), strictly increasing from 0 to T.
+
+    num_tokens: T. None: it and the numbers of segments are read back from the tensor, which has to be on the CPU.
+    Where it is given nothing is read back (no host sync on a GPU, no data-dependent shape under torch.compile), and
+    the tables have room for the most segments that S documents of T tokens can have.
+    """
+    if num_tokens is None:
+        return Schedule(int(cu_seqlens[-1]), tuple(build_segments(cu_seqlens, size) for size in SIZES))
+    num_seqs = cu_seqlens.shape[0] - 1
+    levels = tuple(build_segments(cu_seqlens, size, num_tokens // size + num_seqs) for size in SIZES)
+    return Schedule(num_tokens, levels)

@@ -1,0 +1,209 @@
+"""The public packed selective scan: checks its arguments, chooses the implementation, knows its gradient.
+
+T tokens in a pack · S sequences (documents) · E channels · N states of a channel · G groups of B and C · I segments.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from packmamba_kernels.schedule import CHUNK, Schedule, build_segments
+from packmamba_kernels.selective_scan import reference
+from packmamba_kernels.selective_scan.checks import check_arguments, check_bounds
+
+
+def selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None = None,
+    z: Tensor | None = None,
+    delta_bias: Tensor | None = None,
+    *,
+    delta_softplus: bool = False,
+    cu_seqlens: Tensor | None = None,
+    schedule: Schedule | None = None,
+    initial_states: Tensor | None = None,
+    return_final_states: bool = False,
+) -> Tensor | tuple[Tensor, Tensor]:
+    """h_t = exp(Δ_t A) h_{t-1} + Δ_t u_t B_t, y_t = Σ_n C_t h_t + D u_t, out_t = y_t · silu(z_t), inside each document.
+
+    The selective state-space model of Mamba (Gu & Dao, arXiv 2312.00752, algorithm 2), Δ = delta + delta_bias, through
+    softplus where asked. h starts at a document's first token, from its initial state or 0. Differentiable in every
+    tensor, through out and the final states; the backward computes states again and keeps none but those where
+    segments begin. States and sums are fp32 whatever the inputs (fp64 for fp64 inputs). The same inputs give the same
+    bits; a document's bits depend neither on the other documents nor on its place in the pack, given T and E.
+    `naive.selective_scan_naive` is the definition.
+
+    Args:
+        u: (T, E), fp16, bf16, fp32, or fp64 (all inputs then). Rows of u, delta, z, B and C may be strided (a half of a
+            (T, 2E) tensor, columns of a projection); their last dimension is contiguous.
+        delta: (T, E), the step size before bias and softplus.
+        A: (E, N), negative for a decaying state. N is 4, 8, 16, 32, 64 or 128.
+        B, C: (T, N), or (T, G, N) with group g for the channels g·E/G to (g+1)·E/G.
+        D: (E,), the skip.
+        z: (T, E), the gate.
+        delta_bias: (E,).
+        delta_softplus: whether Δ = softplus(delta + delta_bias).
+        cu_seqlens: int32 (S+1,) on u's device, starts at 0, ends at T, strictly increasing; None: one document.
+        schedule: the work items of the same documents (`Packing.schedule`), on u's device. Without it they are built in
+            the call, and a CUDA call waits to check the values of cu_seqlens; with it nothing waits.
+        initial_states: (S, E, N) fp32 (fp64 with fp64 inputs), h before each document's first token; None: zeros.
+        return_final_states: whether to return h at each document's last token too.
+
+    Returns:
+        out (T, E) in u's dtype, or (out, final_states) with final_states (S, E, N) fp32 (fp64 for fp64 inputs).
+
+    Raises:
+        TypeError: a dtype that is not accepted, or an argument that is not a tensor.
+        ValueError: a wrong rank, shapes that disagree (both are named), N not supported, G that does not divide E,
+            tensors on different devices, a last dimension that is not contiguous, or cu_seqlens that does not
+            describe T tokens.
+    """
+    check_arguments(u, delta, A, B, C, D, z, delta_bias, cu_seqlens, schedule, initial_states)
+    if cu_seqlens is None:
+        cu_seqlens = torch.arange(2, dtype=torch.int32, device=u.device) * u.shape[0]
+    tables = (None, None, None, None)
+    if schedule is not None:
+        size = _segment_size(u)
+        segments = next(level for level in schedule.levels if level.size == size)
+        tables = (segments.start, segments.length, segments.cu_segments, segments.order)
+    out, final_states, _ = _selective_scan(
+        u, delta, A, B, C, D, z, delta_bias, initial_states, cu_seqlens, *tables, delta_softplus, return_final_states
+    )
+    return (out, final_states) if return_final_states else out
+
+
+def _segment_size(u: Tensor) -> int:
+    """Tokens of a segment."""
+    return CHUNK
+
+
+def _tables(u: Tensor, cu_seqlens: Tensor, *tables: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    start, length, cu_segments, order = tables
+    if start is not None and length is not None and cu_segments is not None and order is not None:
+        return start, length, cu_segments, order
+    segments = build_segments(cu_seqlens, _segment_size(u), _most_segments(u, cu_seqlens))
+    return segments.start, segments.length, segments.cu_segments, segments.order
+
+
+def _most_segments(u: Tensor, cu_seqlens: Tensor) -> int:
+    return u.shape[0] // _segment_size(u) + cu_seqlens.shape[0] - 1
+
+
+@torch.library.custom_op("packmamba::selective_scan", mutates_args=())
+def _selective_scan(
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    initial_states: Tensor | None,
+    cu_seqlens: Tensor,
+    segment_start: Tensor | None,
+    segment_length: Tensor | None,
+    cu_segments: Tensor | None,
+    segment_order: Tensor | None,
+    delta_softplus: bool,
+    return_final_states: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """out, the final states, and the states where segments begin (I, N, E)."""
+    if segment_start is None or not u.is_cuda:
+        check_bounds(cu_seqlens.cpu(), u.shape[0])
+    tables = _tables(u, cu_seqlens, segment_start, segment_length, cu_segments, segment_order)
+    inputs = (u, delta, A, B, C, D, z, delta_bias, initial_states)
+    out, final_states, starts = reference.forward(*inputs, tables, delta_softplus)
+    return out, final_states if return_final_states else final_states.new_empty(0), starts
+
+
+@torch.library.custom_op("packmamba::selective_scan_backward", mutates_args=())
+def _selective_scan_backward(
+    dout: Tensor,
+    dfinal_states: Tensor | None,
+    u: Tensor,
+    delta: Tensor,
+    A: Tensor,
+    B: Tensor,
+    C: Tensor,
+    D: Tensor | None,
+    z: Tensor | None,
+    delta_bias: Tensor | None,
+    starts: Tensor,
+    cu_seqlens: Tensor,
+    segment_start: Tensor | None,
+    segment_length: Tensor | None,
+    cu_segments: Tensor | None,
+    segment_order: Tensor | None,
+    delta_softplus: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of u, delta, A, B, C, D, z, delta_bias and initial_states; empty for an input that is None."""
+    tables = _tables(u, cu_seqlens, segment_start, segment_length, cu_segments, segment_order)
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    grads = reference.backward(dout, dfinal_states, *inputs, starts, tables, delta_softplus)
+    return tuple(u.new_empty(0) if grad is None else grad for grad in grads)  # pyright: ignore[reportReturnType]
+
+
+@_selective_scan.register_fake
+def _(
+    u, delta, A, B, C, D, z, delta_bias, initial_states, cu_seqlens, start, length, cu_segments, order, softplus, final
+):
+    num_segments = _most_segments(u, cu_seqlens) if start is None else start.shape[0]
+    dtype = reference.state_dtype(u)
+    num_seqs, (channels, states) = cu_seqlens.shape[0] - 1, A.shape
+    return (
+        u.new_empty(u.shape),
+        u.new_empty((num_seqs, channels, states) if final else 0, dtype=dtype),
+        u.new_empty(num_segments, states, channels, dtype=dtype),
+    )
+
+
+@_selective_scan_backward.register_fake
+def _(dout, dfinal, u, delta, A, B, C, D, z, delta_bias, starts, cu_seqlens, *tables_and_flags):
+    inputs = (u, delta, A, B, C, D, z, delta_bias)
+    grads = [u.new_empty(0) if given is None else given.new_empty(given.shape) for given in inputs]
+    return *grads, starts.new_empty(cu_seqlens.shape[0] - 1, *A.shape)
+
+
+def _save_for_backward(ctx, inputs, output) -> None:
+    *tensors, initial_states, cu_seqlens, start, length, cu_segments, order, softplus, final = inputs
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*tensors, output[2], cu_seqlens, start, length, cu_segments, order)
+    ctx.mark_non_differentiable(output[2])
+    ctx.has_initial_states, ctx.delta_softplus, ctx.return_final_states = initial_states is not None, softplus, final
+
+
+def _backward(ctx, dout: Tensor | None, dfinal_states: Tensor | None, _):
+    saved = ctx.saved_tensors
+    inputs = saved[:8]
+    if not ctx.return_final_states:
+        dfinal_states = None
+    if dout is None and dfinal_states is None:
+        return (None,) * 16
+    if dout is None:
+        dout = torch.zeros_like(inputs[0])
+    *grads, dinitial_states = _selective_scan_backward(dout, dfinal_states, *saved, ctx.delta_softplus)
+    grads = [None if given is None else grad for given, grad in zip(inputs, grads, strict=True)]
+    return *grads, dinitial_states if ctx.has_initial_states else None, *(None,) * 7
+
+
+_selective_scan.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+@register_flop_formula(torch.ops.packmamba.selective_scan)
+def _forward_flops(u_shape, delta_shape, A_shape, *args, **kwargs) -> int:
+    """Of each token, channel and state: the decay's exponent and exponential, the state's two multiplications and one
+    addition, the output's multiplication and addition. What does not grow with N is not counted."""
+    return 7 * u_shape[0] * A_shape[0] * A_shape[1]
+
+
+@register_flop_formula(torch.ops.packmamba.selective_scan_backward)
+def _backward_flops(dout_shape, dfinal_shape, u_shape, delta_shape, A_shape, *args, **kwargs) -> int:
+    """Twice the forward, by the usual convention; what is computed again is not counted."""
+    return 14 * u_shape[0] * A_shape[0] * A_shape[1]

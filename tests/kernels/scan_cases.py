@@ -1,0 +1,99 @@
+"""Inputs of the packed selective scan, and the comparison with its definition that all its tests share."""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from packmamba_kernels.selective_scan.naive import selective_scan_naive
+
+from tests.support import assert_close
+
+OUTPUT_TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+GRADIENT_TOLERANCE = {torch.float32: 5e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
+ACCUMULATED_TOLERANCE = 1e-4
+"""Of fp32 gradients that are sums over tokens or channels of 16-bit inputs."""
+
+
+def cu_seqlens_of(lengths):
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+
+
+def make_inputs(
+    lengths,
+    channels=6,
+    states=4,
+    groups=None,
+    dtype=torch.float32,
+    seed=0,
+    *,
+    skip=True,
+    gate=True,
+    bias=True,
+    initial=True,
+):
+    """Step sizes around 0.1 with decays from slow to fast; parameters in fp32 (fp64 for fp64)."""
+    generator = torch.Generator().manual_seed(seed)
+    exact = torch.float64 if dtype == torch.float64 else torch.float32
+    tokens = sum(lengths)
+
+    def normal(*shape, dtype=dtype):
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+
+    matrix = (tokens, states) if groups is None else (tokens, groups, states)
+    return {
+        "u": normal(tokens, channels),
+        "delta": normal(tokens, channels),
+        "A": -torch.exp(normal(channels, states, dtype=exact)),
+        "B": normal(*matrix),
+        "C": normal(*matrix),
+        "D": normal(channels, dtype=exact) if skip else None,
+        "z": normal(tokens, channels) if gate else None,
+        "delta_bias": normal(channels, dtype=exact) - 2 if bias else None,
+        "initial_states": normal(len(lengths), channels, states, dtype=exact) if initial else None,
+    }
+
+
+def run(function, inputs, cu_seqlens, softplus=True, final_states=True, dout_dtype=None, **options):
+    """Outputs and gradients by name, for a random output gradient that `dout_dtype` (else the output's) can hold."""
+    leaves = {k: None if v is None else v.detach().clone().requires_grad_() for k, v in inputs.items()}
+    options |= {"delta_softplus": softplus, "cu_seqlens": cu_seqlens, "return_final_states": final_states}
+    result = function(**leaves, **options)
+    outputs = dict(zip(("out", "final_states"), result if final_states else (result,), strict=False))
+    generator = torch.Generator().manual_seed(1)
+    douts = [torch.randn(o.shape, generator=generator, dtype=torch.float64) for o in outputs.values()]
+    douts[0] = douts[0].to(dout_dtype or outputs["out"].dtype)
+    douts = [dout.to(o) for dout, o in zip(douts, outputs.values(), strict=True)]
+    wanted = {k: v for k, v in leaves.items() if v is not None}
+    gradients = torch.autograd.grad(list(outputs.values()), list(wanted.values()), douts)
+    detached = {k: v.detach() for k, v in outputs.items()}
+    return detached | {f"d{name}": gradient for name, gradient in zip(wanted, gradients, strict=True)}
+
+
+def definition(inputs, cu_seqlens, **flags):
+    """What `run` returns for the naive definition in fp64."""
+    exact = {k: None if v is None else v.double().to("cpu") for k, v in inputs.items()}
+    return run(selective_scan_naive, exact, cu_seqlens.cpu(), dout_dtype=inputs["u"].dtype, **flags)
+
+
+def assert_same_as_definition(function, inputs, cu_seqlens, rounding=1.0, **flags):
+    """Everything `function` returns, against the definition in fp64. rounding: a factor on 16-bit tolerances."""
+    reference = definition(inputs, cu_seqlens, **flags)
+    actual = run(function, inputs, cu_seqlens, **flags)
+    assert actual.keys() == reference.keys()
+    low = inputs["u"].dtype != torch.float32
+    for name, value in actual.items():
+        if name == "out":
+            assert value.dtype == inputs["u"].dtype
+            tolerance = OUTPUT_TOLERANCE[value.dtype]
+        elif name == "final_states":
+            assert value.dtype == torch.float32
+            tolerance = OUTPUT_TOLERANCE[torch.float32]
+        else:
+            assert value.dtype == inputs[name[1:]].dtype, name
+            tolerance = GRADIENT_TOLERANCE[value.dtype]
+            if low and value.dtype == torch.float32:
+                tolerance = ACCUMULATED_TOLERANCE
+        if value.dtype != torch.float32:
+            tolerance *= rounding
+        assert_close(name, reference[name], value, tolerance)
