@@ -11,11 +11,11 @@ from packmamba_kernels.causal_conv1d.naive import causal_conv1d_naive
 from packmamba_kernels.selective_scan.naive import selective_scan_naive
 
 from packmamba import Packing
-from packmamba.model import GatedMLP, Mamba1Mixer
+from packmamba.model import AttentionMixer, GatedMLP, Mamba1Mixer
 from packmamba.model.block import ResidualBlock
 from packmamba.model.layers import RMSNorm
 from packmamba.model.rotary import apply_rotary, rotary_tables
-from tests.model.guarantee import small_config
+from tests.model.guarantee import ATTENTION, small_config
 from tests.support import assert_close, assert_identical
 
 PACKING = Packing.from_lengths([3, 1, 70])
@@ -67,6 +67,26 @@ def test_gated_mlp_is_swiglu():
     x = torch.randn(PACKING.num_tokens, 32, dtype=torch.float64)
     up, gate = mlp.fc1.weight.chunk(2)
     assert_close("out", ((x @ up.T) * F.silu(x @ gate.T)) @ mlp.fc2.weight.T, mlp(x, PACKING), 1e-12)
+
+
+@pytest.mark.parametrize("name", ATTENTION)
+def test_attention_mixer_rotates_queries_and_keys_and_looks_back_as_far_as_its_window(name):
+    torch.manual_seed(0)
+    mixer = AttentionMixer(small_config("*", name)).double()
+    x = torch.randn(PACKING.num_tokens, 32, dtype=torch.float64)
+    heads, kv_heads, _ = mixer.splits
+    q, k, v = (x @ mixer.in_proj.weight.T).unflatten(1, (-1, 8)).split(mixer.splits, dim=1)
+    tables = rotary_tables(PACKING.position_ids, 8, 10_000.0)
+    q, k = apply_rotary(q, *tables), apply_rotary(k, *tables)
+    k, v = (y.repeat_interleave(heads // kv_heads, dim=1) for y in (k, v))
+    t = torch.arange(PACKING.num_tokens)
+    distance = t[:, None] - t
+    visible = (distance >= 0) & (PACKING.seq_idx[:, None] == PACKING.seq_idx)
+    visible &= distance < (ATTENTION[name].sliding_window or PACKING.num_tokens)
+    scores = torch.einsum("thd,shd->hts", q, k) / 8**0.5
+    weights = scores.masked_fill(~visible, -math.inf).softmax(-1)
+    expected = torch.einsum("hts,shd->thd", weights, v).flatten(1) @ mixer.out_proj.weight.T
+    assert_close("out", expected, mixer(x, PACKING), 1e-12)
 
 
 def test_mamba1_mixer_is_the_paper_block_written_with_the_naive_operators():
