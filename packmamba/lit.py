@@ -178,7 +178,8 @@ class LitHybridLM(LightningModule):
         by_steps = [max_steps] if max_steps > 0 else []
         datamodule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  (set by a connector)
         if max_epochs is not None and max_epochs > 0 and datamodule is not None:
-            batches = len(datamodule.train_dataloader())
+            batches, limit = len(datamodule.train_dataloader()), self.trainer.limit_train_batches
+            batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
             by_steps.append(math.ceil(batches / self.trainer.accumulate_grad_batches) * max_epochs)
         if not by_steps:
             raise ValueError(

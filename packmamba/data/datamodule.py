@@ -221,9 +221,8 @@ class PackedDataModule(LightningDataModule):
             self._check_trainer(world_size)
             accumulation, limit = self.trainer.accumulate_grad_batches, self.trainer.limit_train_batches
         dataset = self.dataset("train", world_size=world_size, rank=rank, accumulation=accumulation)
-        if limit != 1.0:
-            steps = max(1, limit if isinstance(limit, int) else int(limit * len(dataset)))
-            dataset = dataset.shortened(steps)
+        if isinstance(limit, int) or limit < 1.0:  # to Lightning 1 is one batch, and 1.0 are all of them
+            dataset = dataset.shortened(max(1, limit if isinstance(limit, int) else int(limit * len(dataset))))
         self._train = dataset
         if self._saved_fingerprint is not None:
             _require_same(self._saved_fingerprint, self._fingerprint(dataset))

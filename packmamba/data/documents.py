@@ -70,6 +70,7 @@ class DocumentSplits:
         self.empty_documents = empty_documents
         self.cache_dir = cache_dir
         self._corpora: dict[Split, Corpus] = {}
+        self._not_empty: dict[Split, np.ndarray] = {}
 
     def source_of(self, split: Split) -> Split:
         """The split whose source a split's documents come from."""
@@ -96,7 +97,7 @@ class DocumentSplits:
         leave no document to train on.
         """
         corpus = self.corpus(split)
-        rows = self._not_empty(corpus, self.source_of(split))
+        rows = self._rows(self.source_of(split))
         if self.source_of(split) != "train" or (split == "train" and self.sources["val"] is not None):
             return Documents(corpus, rows)
         held_out = self._held_out(rows)
@@ -104,15 +105,19 @@ class DocumentSplits:
             return Documents(corpus, np.setdiff1d(rows, held_out, assume_unique=True))
         return Documents(corpus, held_out) if held_out.size else None
 
-    def _not_empty(self, corpus: Corpus, name: Split) -> np.ndarray:
-        rows = np.flatnonzero(corpus.lengths)
-        if empty := len(corpus) - rows.size:
-            message = f"{empty} of {len(corpus)} documents of {self.sources[name]} are empty after tokenisation"
-            if self.empty_documents == "error":
-                row = int(np.argmin(corpus.lengths))
-                raise ValueError(f"{message}, the first is row {row}; drop them, or set empty_documents='skip'")
-            rank_zero_warn(f"{message}; they are skipped")
-        return rows
+    def _rows(self, name: Split) -> np.ndarray:
+        """The documents of a source that are not empty; says once how many are."""
+        if name not in self._not_empty:
+            corpus = self.corpus(name)
+            rows = np.flatnonzero(corpus.lengths)
+            if empty := len(corpus) - rows.size:
+                message = f"{empty} of {len(corpus)} documents of {self.sources[name]} are empty after tokenisation"
+                if self.empty_documents == "error":
+                    row = int(np.argmin(corpus.lengths))
+                    raise ValueError(f"{message}, the first is row {row}; drop them, or set empty_documents='skip'")
+                rank_zero_warn(f"{message}; they are skipped")
+            self._not_empty[name] = rows
+        return self._not_empty[name]
 
     def _held_out(self, rows: np.ndarray) -> np.ndarray:
         if self.val_fraction == 0:

@@ -111,6 +111,7 @@ class PlanSampler(DistributedSampler):
         set_epoch: called with what `set_epoch` is called with."""
         super().__init__(dataset, num_replicas=dataset.options.world_size, rank=dataset.rank, shuffle=False)
         self._steps = len(dataset)
+        self._unlimited = num_micro_steps(len(dataset.packs), replace(dataset.options, max_micro_steps=None))
         self._position = position
         self._set_epoch = set_epoch
 
@@ -124,8 +125,9 @@ class PlanSampler(DistributedSampler):
         return iter(range(epoch * self._steps + done, (epoch + 1) * self._steps))
 
     def __len__(self) -> int:
-        """Micro-steps of a whole epoch, which is what Lightning counts against also after a resume."""
-        return self._steps
+        """Micro-steps that would train on every pack: what Lightning applies `limit_train_batches` to, and what it
+        counts against, also after a resume."""
+        return self._unlimited
 
 
 class PackLoader(DataLoader[PackedBatch]):

@@ -122,8 +122,9 @@ def test_max_documents_takes_the_first_of_the_source(make):
 
 def test_empty_documents_are_skipped_with_a_count_or_refused(make, write_jsonl):
     source = Files(paths=[write_jsonl(["a", "", "b", ""], "holes.jsonl")])
-    with pytest.warns(UserWarning, match="2 of 4 documents .*holes.jsonl.* are empty after tokenisation"):
+    with pytest.warns(UserWarning, match=r"2 of 4 documents .*holes.jsonl.* are empty after tokenisation") as warnings:
         module = make(source=source, val_fraction=0)
+    assert len(warnings) == 1
     assert module.documents("train").rows.tolist() == [0, 2]
     with pytest.raises(ValueError, match=r"2 of 4 documents .* the first is row 1"):
         make(source=source, val_fraction=0, empty_documents="error")
@@ -147,6 +148,11 @@ def test_epochs_shuffle_the_packs_and_validation_keeps_its_order(make):
     assert [val[key].doc_ids.tolist() for key in range(len(val))] == [
         val[key].doc_ids.tolist() for key in range(len(val), 2 * len(val))
     ]
+
+
+def test_without_shuffling_documents_come_as_they_arrive(make):
+    batches = make(shuffle=False, strategy="sequential", val_fraction=0).dataset("train")
+    assert [doc for batch in batches for doc in batch.doc_ids.tolist()] == list(range(60))
 
 
 def test_ranks_divide_the_documents_and_the_last_step_is_filled_with_empty_batches(make):

@@ -100,14 +100,15 @@ def train(data, tmp_path: Path, *, checkpoint: str | None = None, num_workers: i
 @pytest.mark.parametrize(
     "options",
     [
-        {},
-        {"accumulate_grad_batches": 3},
-        {"val_check_interval": 5},
-        {"limit_val_batches": 0},
-        {"limit_train_batches": 7, "accumulate_grad_batches": 2},
-        {"max_epochs": -1, "max_steps": 21},
+        pytest.param({}, id="plain"),
+        pytest.param({"accumulate_grad_batches": 3}, id="accumulated"),
+        pytest.param({"val_check_interval": 5}, id="validating"),
+        pytest.param({"limit_val_batches": 0}, id="no-validation"),
+        pytest.param({"limit_train_batches": 7, "accumulate_grad_batches": 2}, id="short-epochs"),
+        pytest.param({"limit_train_batches": 1, "max_epochs": 5}, id="one-batch-epochs"),
+        pytest.param({"limit_train_batches": 0.5}, id="half-epochs"),
+        pytest.param({"max_epochs": -1, "max_steps": 21}, id="max-steps"),
     ],
-    ids=["plain", "accumulated", "validating", "no-validation", "short-epochs", "max-steps"],
 )
 def test_a_resumed_run_trains_on_the_documents_of_the_uninterrupted_one(data, tmp_path, options):
     """From a checkpoint after every fourth batch, and after every validation, epoch and run."""
@@ -130,6 +131,28 @@ def test_an_epoch_trains_on_every_document_once_and_the_next_in_another_order(da
     for epoch in epochs:
         assert sorted(doc for docs, _ in epoch for doc in docs) == module.documents("train").rows.tolist()
     assert epochs[0] != epochs[1] != epochs[2]
+
+
+@pytest.mark.parametrize(("limit", "steps_an_epoch"), [(1, 1), (7, 2), (0.5, 2), (1.0, 4)])
+def test_step_targets_are_those_of_the_batches_that_lightning_accumulates(data, limit, steps_an_epoch):
+    class Targets(Recorder):
+        def on_train_start(self):
+            self.steps: list[tuple[set[int], int]] = [(set(), 0)]
+
+        def training_step(self, batch, batch_idx):
+            announced, trained = self.steps[-1]
+            self.steps[-1] = announced | {batch.step_targets}, trained + batch.num_targets
+            return super().training_step(batch, batch_idx)
+
+        def on_before_optimizer_step(self, optimizer):
+            self.steps.append((set(), 0))
+
+    model = Targets()
+    trainer(max_epochs=2, accumulate_grad_batches=4, limit_train_batches=limit).fit(model, datamodule=data())
+    steps = [(announced, trained) for announced, trained in model.steps if announced]
+    assert len(steps) == 2 * steps_an_epoch
+    for announced, trained in steps:
+        assert announced == {trained}
 
 
 def test_prefetching_workers_do_not_count_as_trained(data, tmp_path):
