@@ -44,7 +44,7 @@ def test_modes_that_do_not_compute_the_same_loss_are_not_compared(monkeypatch: p
         return throughput.PackedBatch.from_documents([np.concatenate(pieces)])
 
     monkeypatch.setattr(throughput, "collate", leaky_collate)
-    with pytest.raises(RuntimeError, match="mode 'single' has loss .* not compute the same thing"):
+    with pytest.raises(RuntimeError, match=r"mode 'single' has loss .* not compute the same thing"):
         compare_modes(CONFIG, documents(), capacity=64, modes=["packed", "single"], repeats=1)
 
 
