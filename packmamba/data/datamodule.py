@@ -230,7 +230,7 @@ class PackedDataModule(LightningDataModule):
 
     def val_dataloader(self) -> PackLoader | list[PackLoader]:
         """Batches of the validation documents in a fixed order; an empty list if there are none."""
-        if self._documents.get("val", self) is None:
+        if "val" in self._documents and self._documents["val"] is None:
             return []
         return self._eval_loader("val")
 
