@@ -5,17 +5,21 @@ T tokens in a pack · S sequences (documents) · E channels · W width of the co
 
 from __future__ import annotations
 
-import warnings
-from functools import cache
-
 import torch
 from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
 
+from packmamba_kernels._triton import runs_kernel
 from packmamba_kernels.causal_conv1d import reference
-from packmamba_kernels.schedule import Schedule
+from packmamba_kernels.schedule import Schedule, Segments, build_segments
 
 MIN_WIDTH, MAX_WIDTH = 2, 8
 ACTIVATIONS = (None, "silu")
+SEGMENT_SIZES = (64, 256)
+"""Tokens of the kernels' segments: the longer, the less is computed twice at their edges."""
+MIN_PROGRAMS = 8192
+"""Programs of 128 channels that keep a large GPU busy for three rounds; with fewer, segments are the shorter ones."""
+
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
@@ -44,7 +48,7 @@ def causal_conv1d(
         activation: None or "silu".
         cu_seqlens: int32 (S+1,) on x's device, starts at 0, ends at T, strictly increasing; None: one document.
         schedule: the work items of the same documents (`Packing.schedule`), on x's device. Without it a CUDA call
-            copies cu_seqlens to the host to build them.
+            copies cu_seqlens to the host to check them, and builds the work items in the forward and the backward.
         initial_states: (S, E, W-1), the inputs before each document's first token; None: zeros.
         return_final_states: whether to return the last W-1 inputs of each document too.
 
@@ -60,7 +64,13 @@ def causal_conv1d(
     _check_arguments(x, weight, bias, activation, cu_seqlens, schedule, initial_states)
     if cu_seqlens is None:
         cu_seqlens = torch.arange(2, dtype=torch.int32, device=x.device) * x.shape[0]
-    out, final_states = _causal_conv1d(x, weight, bias, initial_states, cu_seqlens, activation, return_final_states)
+    tables = (None, None, None)
+    if schedule is not None:
+        segments = _scheduled_segments(schedule, x.shape[1])
+        tables = (segments.start, segments.length, segments.seq)
+    out, final_states = _causal_conv1d(
+        x, weight, bias, initial_states, cu_seqlens, *tables, activation, return_final_states
+    )
     return (out, final_states) if return_final_states else out
 
 
@@ -125,6 +135,8 @@ def _check_arguments(
             raise ValueError(
                 f"schedule was built for {table.shape[0] - 1} documents, but cu_seqlens has {cu_seqlens.shape[0] - 1}"
             )
+        if schedule.num_tokens != num_tokens:
+            raise ValueError(f"schedule was built for {schedule.num_tokens} tokens, but x has T = {num_tokens}")
         if table.device != x.device:
             raise ValueError(f"schedule is on {table.device}, but x is on {x.device}; they must be on one device")
 
@@ -144,9 +156,29 @@ def _check_bounds(cu_seqlens: Tensor, num_tokens: int) -> None:
         )
 
 
-@cache
-def _say_reference_on_cuda() -> None:
-    warnings.warn("causal_conv1d runs its reference implementation on CUDA: slow", stacklevel=2)
+def _enough_programs(num_segments: int, channels: int) -> bool:
+    return num_segments * channels >= MIN_PROGRAMS * 128
+
+
+def _scheduled_segments(schedule: Schedule, channels: int) -> Segments:
+    chosen = schedule.chunks
+    for level in schedule.levels:
+        if level.size in SEGMENT_SIZES and _enough_programs(level.num_segments, channels):
+            chosen = level
+    return chosen
+
+
+def _given_or_built_segments(
+    x: Tensor, cu_seqlens: Tensor, start: Tensor | None, length: Tensor | None, seq: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    if start is not None and length is not None and seq is not None:
+        return start, length, seq
+    num_tokens, channels = x.shape
+    num_seqs = cu_seqlens.shape[0] - 1
+    most = {size: num_tokens // size + num_seqs for size in SEGMENT_SIZES}
+    size = max((size for size in most if _enough_programs(most[size], channels)), default=SEGMENT_SIZES[0])
+    segments = build_segments(cu_seqlens, size, most[size])
+    return segments.start, segments.length, segments.seq
 
 
 @torch.library.custom_op("packmamba::causal_conv1d", mutates_args=())
@@ -156,12 +188,19 @@ def _causal_conv1d(
     bias: Tensor | None,
     initial_states: Tensor | None,
     cu_seqlens: Tensor,
+    segment_start: Tensor | None,
+    segment_length: Tensor | None,
+    segment_seq: Tensor | None,
     activation: str | None,
     return_final_states: bool,
 ) -> tuple[Tensor, Tensor]:
-    _check_bounds(cu_seqlens.cpu(), x.shape[0])
-    if x.is_cuda:
-        _say_reference_on_cuda()
+    if segment_start is None or not x.is_cuda:
+        _check_bounds(cu_seqlens.cpu(), x.shape[0])
+    if runs_kernel(x):
+        from packmamba_kernels.causal_conv1d import launch
+
+        segments = _given_or_built_segments(x, cu_seqlens, segment_start, segment_length, segment_seq)
+        return launch.forward(x, weight, bias, initial_states, cu_seqlens, segments, activation, return_final_states)
     return reference.forward(x, weight, bias, initial_states, cu_seqlens, activation, return_final_states)
 
 
@@ -174,13 +213,21 @@ def _causal_conv1d_backward(
     bias: Tensor | None,
     initial_states: Tensor | None,
     cu_seqlens: Tensor,
+    segment_start: Tensor | None,
+    segment_length: Tensor | None,
+    segment_seq: Tensor | None,
     activation: str | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if runs_kernel(x):
+        from packmamba_kernels.causal_conv1d import launch
+
+        segments = _given_or_built_segments(x, cu_seqlens, segment_start, segment_length, segment_seq)
+        return launch.backward(dout, dfinal_states, x, weight, bias, initial_states, cu_seqlens, segments, activation)
     return reference.backward(dout, dfinal_states, x, weight, bias, initial_states, cu_seqlens, activation)
 
 
 @_causal_conv1d.register_fake
-def _(x, weight, bias, initial_states, cu_seqlens, activation, return_final_states):
+def _(x, weight, bias, initial_states, cu_seqlens, start, length, seq, activation, return_final_states):
     out = x.new_empty(x.shape)
     if not return_final_states:
         return out, x.new_empty(0)
@@ -188,40 +235,44 @@ def _(x, weight, bias, initial_states, cu_seqlens, activation, return_final_stat
 
 
 @_causal_conv1d_backward.register_fake
-def _(dout, dfinal_states, x, weight, bias, initial_states, cu_seqlens, activation):
-    optional = (
-        x.new_empty(0) if tensor is None else tensor.new_empty(tensor.shape) for tensor in (bias, initial_states)
-    )
+def _(dout, dfinal_states, x, weight, bias, initial_states, cu_seqlens, start, length, seq, activation):
+    optional = (x.new_empty(0) if given is None else given.new_empty(given.shape) for given in (bias, initial_states))
     return x.new_empty(x.shape), weight.new_empty(weight.shape), *optional
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
-    x, weight, bias, initial_states, cu_seqlens, activation, return_final_states = inputs
+    *tensors, activation, return_final_states = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(x, weight, bias, initial_states, cu_seqlens)
+    ctx.save_for_backward(*tensors)
     ctx.activation, ctx.return_final_states = activation, return_final_states
 
 
 def _backward(ctx, dout: Tensor | None, dfinal_states: Tensor | None):
-    x, weight, bias, initial_states, cu_seqlens = ctx.saved_tensors
+    x, weight, bias, initial_states, *tables = ctx.saved_tensors
     if not ctx.return_final_states:
         dfinal_states = None
     if dout is None and dfinal_states is None:
-        return (None,) * 7
+        return (None,) * 10
     if dout is None:
         dout = torch.zeros_like(x)
     dx, dweight, dbias, dinitial_states = _causal_conv1d_backward(
-        dout, dfinal_states, x, weight, bias, initial_states, cu_seqlens, ctx.activation
+        dout, dfinal_states, x, weight, bias, initial_states, *tables, ctx.activation
     )
-    return (
-        dx,
-        dweight,
-        None if bias is None else dbias,
-        None if initial_states is None else dinitial_states,
-        None,
-        None,
-        None,
-    )
+    dbias = None if bias is None else dbias
+    dinitial_states = None if initial_states is None else dinitial_states
+    return dx, dweight, dbias, dinitial_states, *(None,) * 6
 
 
 _causal_conv1d.register_autograd(_backward, setup_context=_save_for_backward)
+
+
+@register_flop_formula(torch.ops.packmamba.causal_conv1d)
+def _forward_flops(x_shape, weight_shape, *args, **kwargs) -> int:
+    """A multiplication and an addition for each token, channel and tap; the activation is not counted."""
+    return 2 * x_shape[0] * weight_shape[0] * weight_shape[1]
+
+
+@register_flop_formula(torch.ops.packmamba.causal_conv1d_backward)
+def _backward_flops(dout_shape, dfinal_shape, x_shape, weight_shape, *args, **kwargs) -> int:
+    """The gradient of x and that of the filters, each as many as the forward; what is computed again is not counted."""
+    return 4 * x_shape[0] * weight_shape[0] * weight_shape[1]

@@ -1,0 +1,25 @@
+"""What every Triton launch shares. Imports no triton, so that the CPU path runs without it."""
+
+from __future__ import annotations
+
+import os
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+INTERPRET = os.environ.get("TRITON_INTERPRET", "0") == "1"
+"""Whether kernels run in Triton's interpreter, on CPU tensors: how they are tested without a GPU."""
+
+LAUNCH_OPTIONS = {"enable_fp_fusion": True}
+"""Multiply-adds are fused, whatever the Triton version's default."""
+
+
+def runs_kernel(x: Tensor) -> bool:
+    """Whether an operator called on x launches its Triton kernel; else it runs its reference."""
+    return x.is_cuda or INTERPRET
+
+
+def device_of(x: Tensor) -> AbstractContextManager:
+    """Triton launches on the current device: makes x's the current one."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

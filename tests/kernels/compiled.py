@@ -1,0 +1,79 @@
+"""Compiles a Triton kernel for a GPU that is not here, and reads what the compiler made of it."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tempfile
+from collections import Counter
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+ARCHITECTURES = (80, 90, 100, 120)
+"""Compute capabilities times ten: A100, H100/H200, B200, consumer Blackwell."""
+
+_TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+
+
+@dataclass(frozen=True)
+class CompiledKernel:
+    registers: int
+    """Of one thread."""
+    stack: int
+    """Bytes of one thread: what was spilled."""
+    shared: int
+    """Bytes of shared memory that the kernel's own code uses, of one program."""
+    layout_conversions: int
+    instructions: Counter[str]
+    """SASS opcodes without their suffixes, counted once each (a loop's body once)."""
+
+
+def compile_kernel(
+    kernel: Any,
+    pointers: dict[str, str],
+    constants: dict[str, Any],
+    *,
+    architecture: int,
+    aligned: Collection[str] = (),
+    **options: Any,
+) -> CompiledKernel:
+    """Compiles for `architecture` as a launch with these arguments would.
+
+    pointers: element type of each pointer argument that is given, e.g. {"x": "bf16"}; one that is neither here nor in
+    `constants` is a 32-bit integer. constants: compile-time arguments, and None for pointers that are not given.
+    aligned: integers that are divisible by 16; all pointers are. options: num_warps and the like.
+    """
+    names = kernel.arg_names
+    signature = {
+        name: "constexpr" if name in constants else f"*{pointers[name]}" if name in pointers else "i32"
+        for name in names
+    }
+    constexprs = {(names.index(name),): value for name, value in constants.items()}
+    divisible = [["tt.divisibility", 16]]
+    attributes = {(i,): divisible for i, name in enumerate(names) if name in aligned or signature[name].startswith("*")}
+    source = ASTSource(fn=kernel, signature=signature, constexprs=constexprs, attrs=attributes)
+    binary = triton.compile(source, target=GPUTarget("cuda", architecture, 32), options=options)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        usage = dict(re.findall(r"\b(REG|STACK):(\d+)", _run("cuobjdump", "-res-usage", file.name)))
+        sass = _run("nvdisasm", file.name)
+    opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_]+)", sass, re.MULTILINE)
+    return CompiledKernel(
+        registers=int(usage["REG"]),
+        stack=int(usage["STACK"]),
+        shared=binary.metadata.shared,
+        layout_conversions=binary.asm["ttgir"].count("ttg.convert_layout"),
+        instructions=Counter(opcodes),
+    )
+
+
+def _run(tool: str, *arguments: str) -> str:
+    done = subprocess.run([_TOOLS / tool, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout

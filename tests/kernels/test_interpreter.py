@@ -1,0 +1,35 @@
+"""Runs the operators' tests once more with their Triton kernels, in Triton's interpreter: the CPU stands in for a GPU.
+
+TRITON_INTERPRET has to be set before triton is imported, so each module runs in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from packmamba_kernels._triton import INTERPRET
+
+MODULES = {"test_causal_conv1d.py": 60}
+"""Test modules whose operators then run their kernels, and at least how many tests of each must have passed."""
+
+
+@pytest.mark.skipif(INTERPRET, reason="already in the interpreter")
+@pytest.mark.parametrize("module", MODULES)
+def test_kernels_pass_the_operators_tests(module):
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", str(Path(__file__).with_name(module)), "-p", "no:cacheprovider"],
+        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-8000:] + done.stderr[-2000:]
+    passed = re.search(r"(\d+) passed", done.stdout)
+    assert passed is not None, done.stdout[-2000:]
+    assert int(passed[1]) >= MODULES[module], done.stdout[-2000:]
