@@ -205,10 +205,11 @@ def assert_isolated(function, lengths, inputs, replace):
     cu_seqlens = cu_seqlens_of(lengths)
     before = per_document(run(function, inputs, cu_seqlens), lengths)
     for i in range(len(lengths)):
-        changed = inputs | {"x": inputs["x"].clone(), "initial_states": inputs["initial_states"].clone()}
+        changed = {k: None if v is None else v.clone() for k, v in inputs.items()}
         rows = slice(int(cu_seqlens[i]), int(cu_seqlens[i + 1]))
         changed["x"][rows] = replace(changed["x"][rows])
-        changed["initial_states"][i] = replace(changed["initial_states"][i])
+        if changed["initial_states"] is not None:
+            changed["initial_states"][i] = replace(changed["initial_states"][i])
         after = per_document(run(function, changed, cu_seqlens), lengths)
         for j in range(len(lengths)):
             if j != i:
@@ -218,14 +219,16 @@ def assert_isolated(function, lengths, inputs, replace):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("initial", [False, True])
 @pytest.mark.parametrize("lengths", [[1, 3, 4, 2], [65, 1, 64]], ids=str)
-def test_changing_a_document_leaves_every_other_bit_identical(lengths, dtype):
-    assert_isolated(causal_conv1d, lengths, make_inputs(lengths, dtype=dtype), lambda rows: rows + 1)
+def test_changing_a_document_leaves_every_other_bit_identical(lengths, initial, dtype):
+    assert_isolated(causal_conv1d, lengths, make_inputs(lengths, dtype=dtype, initial=initial), lambda rows: rows + 1)
 
 
+@pytest.mark.parametrize("initial", [False, True])
 @pytest.mark.parametrize("lengths", [[1, 3, 4, 2], [65, 1, 64]], ids=str)
-def test_a_nan_stays_in_its_document(lengths):
-    assert_isolated(causal_conv1d, lengths, make_inputs(lengths), lambda rows: rows * float("nan"))
+def test_a_nan_stays_in_its_document(lengths, initial):
+    assert_isolated(causal_conv1d, lengths, make_inputs(lengths, initial=initial), lambda rows: rows * float("nan"))
 
 
 def test_the_isolation_check_sees_a_leak():
