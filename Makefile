@@ -29,7 +29,11 @@ lint: install
 	$(BIN)/pyright
 
 bench: install
-	$(BIN)/python -m packmamba.bench.kernels
+	$(BIN)/python -m packmamba.bench.reference_speed --output bench/results/reference_speed.json
+	$(BIN)/python -m packmamba.bench.loss_memory --output bench/results/loss_memory.json
+
+readme-tables: install
+	$(BIN)/python -m packmamba.bench.readme_tables
 
 clean:
 	rm -rf $(VENV) .cache runs

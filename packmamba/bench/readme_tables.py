@@ -1,0 +1,95 @@
+"""Renders bench/results/*.json into the tables of README.md, between `<!-- table: NAME -->` and `<!-- end -->`.
+
+python -m packmamba.bench.readme_tables
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+Report = dict[str, Any]
+
+
+def throughput(report: Report) -> list[list[str]]:
+    rows = [["mode", "real tokens/s (slowest - fastest)", "padding", "optimiser steps"]]
+    for result in report["results"]:
+        slowest, fastest = (result["num_tokens"] / pick(result["seconds"]) for pick in (max, min))
+        rows.append(
+            [
+                result["mode"],
+                f"{result['tokens_per_second']:,.0f} ({slowest:,.0f} - {fastest:,.0f})",
+                f"{result['padding_fraction']:.1%}",
+                str(result["num_steps"]),
+            ]
+        )
+    return rows
+
+
+def reference_speed(report: Report) -> list[list[str]]:
+    rows = [["operator", "part", "definition", "CPU path", "speed-up"]]
+    for result in report["results"]:
+        naive, fast = (1e3 * result["seconds"][name] for name in ("naive", "reference"))
+        rows.append(
+            [f"`{result['op']}`", result["part"], f"{naive:,.0f} ms", f"{fast:,.1f} ms", f"{result['speedup']:.1f}×"]
+        )
+    return rows
+
+
+def loss_memory(report: Report) -> list[list[str]]:
+    rows = [["loss", "peak memory", "forward and backward"]]
+    for result in report["results"]:
+        rows.append([result["variant"], f"{result['peak_bytes'] / 1e9:.2f} GB", f"{result['seconds']:.0f} s"])
+    return rows
+
+
+TABLES: dict[str, Callable[[Report], list[list[str]]]] = {
+    "throughput": throughput,
+    "reference_speed": reference_speed,
+    "loss_memory": loss_memory,
+}
+"""Tables by name; each is drawn from bench/results/NAME.json."""
+
+
+def render(readme: str, results: Path) -> str:
+    """The text with every marked table drawn anew.
+
+    Raises ValueError for a mark that names no table, FileNotFoundError where its results are missing.
+    """
+
+    def table(match: re.Match[str]) -> str:
+        name = match[1]
+        if name not in TABLES:
+            raise ValueError(f"README.md marks a table {name!r}; available: {', '.join(TABLES)}")
+        report = json.loads((results / f"{name}.json").read_text())
+        header, *rows = TABLES[name](report)
+        lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+        drawn = [f"| {' | '.join(line)} |" for line in lines]
+        return "\n".join([f"<!-- table: {name} -->", *drawn, "", _where(report), "<!-- end -->"])
+
+    return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, readme, flags=re.DOTALL)
+
+
+def _where(report: Report) -> str:
+    environment = report["environment"]
+    commit = (environment["commit"] or "unknown")[:8] + (" with changes" if environment["dirty"] else "")
+    return (
+        f"{environment['device']}, {environment['threads']} threads, Python {environment['python']}, "
+        f"torch {environment['versions']['torch']}, commit {commit}."
+    )
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description="Renders bench/results/*.json into the tables of README.md.")
+    parser.add_argument("--readme", type=Path, default=Path("README.md"))
+    parser.add_argument("--results", type=Path, default=Path("bench/results"))
+    options = parser.parse_args(arguments)
+    options.readme.write_text(render(options.readme.read_text(), options.results))
+
+
+if __name__ == "__main__":
+    main()
