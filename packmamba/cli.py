@@ -88,6 +88,9 @@ def _stopped_at(last: TracebackType) -> str:
 
 
 def _run(arguments: list[str]) -> int:
+    # Before torch is imported: its CPU threads (GNU OpenMP) wait for each other by spinning, by default so long that
+    # on a busy machine a training step takes several times as long; on an idle one this changes nothing.
+    os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     module = importlib.import_module(COMMANDS[arguments[0]][0])
     takes_name = module.__name__ == "packmamba.trainer_cli"
     try:
