@@ -22,7 +22,7 @@ ALLOWED = {
     "config": set(),
     "data": {"packmamba_kernels", "packing"},
     "bench": {"packmamba_kernels", "packing", "config", "attention", "model", "data"},
-    "info": {"packmamba_kernels", "packing", "config", "attention", "model", "data"},
+    "info": {"packmamba_kernels", "packing", "config", "attention", "model", "data", "bench"},
     "cli": set(),
 }
 ALLOWED["trainer_cli"] |= {"data"}
