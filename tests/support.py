@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import os
+
 import torch
 from torch import Tensor
+
+DEVICE = os.environ.get("PACKMAMBA_TEST_DEVICE", "cpu")
+"""Where the kernels' tests put their tensors; test_interpreter.py runs them once more on a GPU where there is one."""
 
 LENGTHS = {
     "1": [1],

@@ -1,6 +1,7 @@
 """The packed causal convolution against its definition, and the guarantee that documents never see each other.
 
-On the CPU this tests the reference; with TRITON_INTERPRET=1, as test_interpreter.py runs it, the Triton kernels.
+On the CPU this tests the reference; with TRITON_INTERPRET=1 or on a GPU, as test_interpreter.py runs it, the Triton
+kernels.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from packmamba_kernels._triton import INTERPRET
 from packmamba_kernels.causal_conv1d.naive import causal_conv1d_naive
 from packmamba_kernels.schedule import build_schedule
 
-from tests.support import LENGTHS, assert_close, assert_identical
+from tests.support import DEVICE, LENGTHS, assert_close, assert_identical
 
 GRADIENT_NAMES = ("x", "weight", "bias", "initial_states")
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3 if INTERPRET else 5e-3}
@@ -25,14 +26,14 @@ fp32 to bf16 towards zero: up to 2^-7."""
 
 
 def cu_seqlens_of(lengths):
-    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=DEVICE)
 
 
 def make_inputs(lengths, channels=5, width=4, dtype=torch.float32, seed=0, *, bias=True, initial=True):
     generator = torch.Generator().manual_seed(seed)
 
     def normal(*shape, dtype=dtype):
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
 
     weight_dtype = torch.float64 if dtype == torch.float64 else torch.float32
     return {
@@ -58,7 +59,7 @@ def run(function, inputs, cu_seqlens, activation="silu", final_states=True, dout
     outputs = dict(zip(("out", "final_states"), result if final_states else (result,), strict=False))
     generator = torch.Generator().manual_seed(1)
     douts = [torch.randn(o.shape, generator=generator, dtype=torch.float64) for o in outputs.values()]
-    douts = [dout.to(dout_dtype or o.dtype).to(o.dtype) for dout, o in zip(douts, outputs.values(), strict=True)]
+    douts = [dout.to(dout_dtype or o.dtype).to(o) for dout, o in zip(douts, outputs.values(), strict=True)]
     wanted = {k: v for k, v in leaves.items() if v is not None}
     gradients = torch.autograd.grad(list(outputs.values()), list(wanted.values()), douts)
     detached = {k: v.detach() for k, v in outputs.items()}
@@ -124,7 +125,7 @@ def test_one_document_is_the_default():
 def test_rows_may_be_strided():
     lengths = [5, 1, 70]
     inputs = make_inputs(lengths)
-    both_halves = torch.randn(sum(lengths), 10)
+    both_halves = torch.randn(sum(lengths), 10, device=DEVICE)
     both_halves[:, 5:] = inputs["x"]
     arguments = (inputs["weight"], inputs["bias"])
     strided = causal_conv1d(both_halves[:, 5:], *arguments, cu_seqlens=cu_seqlens_of(lengths))
@@ -135,7 +136,7 @@ def test_offsets_beyond_two_to_the_31_are_right():
     """Rows 2^27 elements apart, in memory that is reserved but never touched between them."""
     lengths, stride = [17, 3], 2**27
     inputs = make_inputs(lengths, dtype=torch.bfloat16)
-    far_apart = torch.empty(19 * stride + 5, dtype=torch.bfloat16).as_strided((20, 5), (stride, 1))
+    far_apart = torch.empty(19 * stride + 5, dtype=torch.bfloat16, device=DEVICE).as_strided((20, 5), (stride, 1))
     far_apart.copy_(inputs["x"])
     flags = {
         "activation": "silu",
@@ -149,11 +150,26 @@ def test_offsets_beyond_two_to_the_31_are_right():
         assert_identical(name, expected, actual)
 
 
+@pytest.mark.gpu
+def test_more_than_two_to_the_31_elements():
+    channels, lengths = 4096, [2**31 // 4096, 100]
+    x = torch.randn(sum(lengths), channels, device="cuda", dtype=torch.bfloat16).requires_grad_()
+    weight = torch.randn(channels, 4, device="cuda")
+    cu_seqlens = torch.tensor([0, lengths[0], sum(lengths)], dtype=torch.int32, device="cuda")
+    packed = causal_conv1d(x, weight, activation="silu", cu_seqlens=cu_seqlens)
+    alone_x = x.detach()[-100:].clone().requires_grad_()
+    alone = causal_conv1d(alone_x, weight, activation="silu")
+    assert_identical("out", alone.detach(), packed.detach()[-100:])
+    (dx,) = torch.autograd.grad(packed, x, torch.ones_like(packed))
+    (alone_dx,) = torch.autograd.grad(alone, alone_x, torch.ones_like(alone))
+    assert_identical("dx", alone_dx, dx[-100:])
+
+
 def test_a_schedule_changes_nothing():
     lengths = LENGTHS["mixed"]
     inputs, cu_seqlens = make_inputs(lengths), cu_seqlens_of(lengths)
     without = causal_conv1d(inputs["x"], inputs["weight"], cu_seqlens=cu_seqlens)
-    schedule = build_schedule(cu_seqlens)
+    schedule = build_schedule(cu_seqlens.cpu()).to(DEVICE)
     assert_identical(
         "out", without, causal_conv1d(inputs["x"], inputs["weight"], cu_seqlens=cu_seqlens, schedule=schedule)
     )
@@ -233,7 +249,7 @@ def test_a_nan_stays_in_its_document(lengths, initial):
 
 def test_the_isolation_check_sees_a_leak():
     def leaky(x, weight, bias, *, cu_seqlens, initial_states, **flags):
-        joined = torch.tensor([0, int(cu_seqlens[1]), int(cu_seqlens[3])], dtype=torch.int32)  # documents 1 and 2
+        joined = cu_seqlens[[0, 1, 3]]  # documents 1 and 2
         out, final = causal_conv1d(x, weight, bias, cu_seqlens=joined, initial_states=initial_states[:2], **flags)
         return out, torch.cat([final, initial_states[2:] * 2])
 

@@ -1,4 +1,5 @@
-"""Runs the operators' tests once more with their Triton kernels, in Triton's interpreter: the CPU stands in for a GPU.
+"""Runs the operators' tests once more with their Triton kernels: in Triton's interpreter, where the CPU stands in for a
+GPU, and on a GPU where there is one.
 
 TRITON_INTERPRET has to be set before triton is imported, so each module runs in a process of its own.
 """
@@ -14,16 +15,29 @@ from pathlib import Path
 import pytest
 from packmamba_kernels._triton import INTERPRET
 
+from tests.support import DEVICE
+
 MODULES = {"test_causal_conv1d.py": 60}
 """Test modules whose operators then run their kernels, and at least how many tests of each must have passed."""
 
 
-@pytest.mark.skipif(INTERPRET, reason="already in the interpreter")
+@pytest.mark.skipif(INTERPRET or DEVICE != "cpu", reason="already such a run")
 @pytest.mark.parametrize("module", MODULES)
-def test_kernels_pass_the_operators_tests(module):
+def test_kernels_pass_the_operators_tests_in_the_interpreter(module):
+    run_module(module, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(INTERPRET or DEVICE != "cpu", reason="already such a run")
+@pytest.mark.parametrize("module", MODULES)
+def test_kernels_pass_the_operators_tests_on_a_gpu(module):
+    run_module(module, PACKMAMBA_TEST_DEVICE="cuda")
+
+
+def run_module(module, **environment):
     done = subprocess.run(
         [sys.executable, "-m", "pytest", str(Path(__file__).with_name(module)), "-p", "no:cacheprovider"],
-        env=os.environ | {"TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},
+        env=os.environ | environment,
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
