@@ -41,9 +41,9 @@ def reference_speed(report: Report) -> list[list[str]]:
 
 
 def loss_memory(report: Report) -> list[list[str]]:
-    rows = [["loss", "peak memory", "forward and backward"]]
+    rows = [["loss", "peak memory"]]
     for result in report["results"]:
-        rows.append([result["variant"], f"{result['peak_bytes'] / 1e9:.2f} GB", f"{result['seconds']:.0f} s"])
+        rows.append([result["variant"], f"{result['peak_bytes'] / 1e9:.2f} GB"])
     return rows
 
 
