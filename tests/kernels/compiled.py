@@ -32,6 +32,10 @@ class CompiledKernel:
     layout_conversions: int
     instructions: Counter[str]
     """SASS opcodes without their suffixes, counted once each (a loop's body once)."""
+    hot_loop: Counter[str]
+    """The opcodes of the largest innermost loop."""
+    hot_conversions: tuple[str, ...]
+    """The tensor types whose layout an innermost loop of the TTGIR converts, e.g. "16x64xf32"."""
 
 
 def compile_kernel(
@@ -71,7 +75,31 @@ def compile_kernel(
         shared=binary.metadata.shared,
         layout_conversions=binary.asm["ttgir"].count("ttg.convert_layout"),
         instructions=Counter(opcodes),
+        hot_loop=_hot_loop(sass),
+        hot_conversions=_hot_conversions(binary.asm["ttgir"]),
     )
+
+
+def _hot_loop(sass: str) -> Counter[str]:
+    opcodes, labels, loops = [], {}, []
+    for line in sass.splitlines():
+        if label := re.match(r"\s*(\.L_x_\d+):", line):
+            labels[label[1]] = len(opcodes)
+        elif instruction := re.match(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_]+)(.*);", line):
+            opcodes.append(instruction[1])
+            target = re.search(r"\.L_x_\d+", instruction[2])
+            if instruction[1] == "BRA" and target and target[0] in labels:
+                loops.append((labels[target[0]], len(opcodes)))
+    inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
+    bodies = [opcodes[begin:end] for begin, end in inner]
+    return Counter(max(bodies, key=len, default=[]))
+
+
+def _hot_conversions(ttgir: str) -> tuple[str, ...]:
+    """Of each loop without another inside: what lies between its `scf.for` and the next `scf.yield`."""
+    loops = re.findall(r"scf\.for ((?:(?!scf\.for).)*?)\n\s+scf\.yield", ttgir, re.DOTALL)
+    assert loops or "scf.for" not in ttgir
+    return tuple(re.findall(r"ttg\.convert_layout .*-> tensor<([\dxa-z]+)", "".join(loops)))
 
 
 def _run(tool: str, *arguments: str) -> str:

@@ -7,7 +7,7 @@ import itertools
 import torch
 from packmamba_kernels.selective_scan.naive import selective_scan_naive
 
-from tests.support import assert_close
+from tests.support import DEVICE, assert_close, assert_identical
 
 OUTPUT_TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 GRADIENT_TOLERANCE = {torch.float32: 5e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
@@ -16,7 +16,7 @@ ACCUMULATED_TOLERANCE = 1e-4
 
 
 def cu_seqlens_of(lengths):
-    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32)
+    return torch.tensor([0, *itertools.accumulate(lengths)], dtype=torch.int32, device=DEVICE)
 
 
 def make_inputs(
@@ -38,7 +38,7 @@ def make_inputs(
     tokens = sum(lengths)
 
     def normal(*shape, dtype=dtype):
-        return torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+        return torch.randn(shape, generator=generator, dtype=torch.float64).to(DEVICE, dtype)
 
     matrix = (tokens, states) if groups is None else (tokens, groups, states)
     return {
@@ -96,4 +96,42 @@ def assert_same_as_definition(function, inputs, cu_seqlens, rounding=1.0, **flag
                 tolerance = ACCUMULATED_TOLERANCE
         if value.dtype != torch.float32:
             tolerance *= rounding
-        assert_close(name, reference[name], value, tolerance)
+        assert_close(name, reference[name], value.cpu(), tolerance)
+
+
+PER_TOKEN = ("out", "du", "ddelta", "dB", "dC", "dz")
+PER_DOCUMENT = ("final_states", "dinitial_states")
+
+
+def of_document(result, lengths, s):
+    """What a result says of document s alone."""
+    bos = sum(lengths[:s])
+    return {k: result[k][bos : bos + lengths[s]] for k in PER_TOKEN} | {k: result[k][s] for k in PER_DOCUMENT}
+
+
+def permuted(inputs, lengths, order):
+    """The same documents in another order."""
+    pieces = {k: inputs[k].split(lengths) for k in ("u", "delta", "B", "C", "z")}
+    moved = {k: torch.cat([piece[s] for s in order]) for k, piece in pieces.items()}
+    return inputs | moved | {"initial_states": inputs["initial_states"][list(order)]}
+
+
+def run_permutable(function, inputs, lengths, order):
+    """`run` with output gradients that move with their documents, by document of the first order."""
+    moved = permuted(inputs, lengths, order)
+    leaves = {k: v.detach().clone().requires_grad_() for k, v in moved.items()}
+    ordered = [lengths[s] for s in order]
+    out, states = function(**leaves, delta_softplus=True, cu_seqlens=cu_seqlens_of(ordered), return_final_states=True)
+    weights = torch.randn(sum(lengths), out.shape[1], generator=torch.Generator().manual_seed(5)).to(DEVICE)
+    weights = weights.split(lengths)
+    loss = (out.float() * torch.cat([weights[s] for s in order])).sum() + states.square().sum()
+    names = ("u", "delta", "B", "C", "z", "initial_states")
+    gradients = torch.autograd.grad(loss, [leaves[k] for k in names])
+    result = {"out": out, "final_states": states} | {f"d{k}": g for k, g in zip(names, gradients, strict=True)}
+    return {s: of_document(result, ordered, i) for i, s in enumerate(order)}
+
+
+def assert_documents_identical(wanted, actual, documents):
+    for s in documents:
+        for name, value in wanted[s].items():
+            assert_identical(f"document {s}: {name}", value, actual[s][name])

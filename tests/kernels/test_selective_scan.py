@@ -1,4 +1,8 @@
-"""The packed selective scan on the CPU: against its definition, documents never see each other, torch's machinery."""
+"""The packed selective scan: against its definition, documents never see each other, torch's machinery.
+
+On the CPU this tests the reference, on a GPU (as test_interpreter.py runs it) the Triton kernels. In Triton's
+interpreter it would take an hour: test_selective_scan_kernel.py is for that.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +15,19 @@ from packmamba_kernels.schedule import build_schedule
 from packmamba_kernels.selective_scan import op, reference
 from packmamba_kernels.selective_scan.naive import selective_scan_naive
 
-from tests.kernels.scan_cases import assert_same_as_definition, cu_seqlens_of, make_inputs, run
-from tests.support import LENGTHS, assert_close, assert_identical
+from tests.kernels.scan_cases import (
+    assert_documents_identical,
+    assert_same_as_definition,
+    cu_seqlens_of,
+    make_inputs,
+    run,
+    run_permutable,
+)
+from tests.support import DEVICE, LENGTHS, assert_close, assert_identical
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
+
+on_cpu = pytest.mark.skipif(DEVICE != "cpu", reason="of the reference: fp64, or its functions replaced")
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -95,7 +108,9 @@ def test_rows_may_be_strided():
 def test_a_schedule_changes_nothing(built_on_host):
     lengths = LENGTHS["mixed"]
     inputs, cu_seqlens = make_inputs(lengths), cu_seqlens_of(lengths)
-    schedule = build_schedule(cu_seqlens, None if built_on_host else sum(lengths))
+    schedule = (
+        build_schedule(cu_seqlens.cpu()).to(DEVICE) if built_on_host else build_schedule(cu_seqlens, sum(lengths))
+    )
     without = run(selective_scan, inputs, cu_seqlens)
     for name, value in run(selective_scan, inputs, cu_seqlens, schedule=schedule).items():
         assert_identical(name, without[name], value)
@@ -115,6 +130,7 @@ def test_two_halves_joined_by_their_state_equal_the_whole():
 
 @pytest.mark.parametrize("initial", [False, True])
 @pytest.mark.parametrize("final_states", [False, True])
+@on_cpu
 def test_gradients_are_the_derivatives_of_the_outputs(initial, final_states):
     lengths = [1, 67, 3]
     inputs = make_inputs(lengths, 2, 4, dtype=torch.float64, initial=initial)
@@ -130,6 +146,7 @@ def test_gradients_are_the_derivatives_of_the_outputs(initial, final_states):
     assert torch.autograd.gradcheck(outputs, leaves, fast_mode=True)
 
 
+@on_cpu
 def test_gradients_of_every_element_are_the_derivatives():
     lengths = [2, 5]
     inputs = make_inputs(lengths, 2, 4, dtype=torch.float64)
@@ -154,56 +171,17 @@ def test_only_the_final_states_may_have_a_gradient():
         assert_close(name, wanted, actual, 5e-5)
 
 
-PER_TOKEN = ("out", "du", "ddelta", "dB", "dC", "dz")
-PER_DOCUMENT = ("final_states", "dinitial_states")
-
-
-def of_document(result, lengths, s):
-    """What a result says of document s alone."""
-    bos = sum(lengths[:s])
-    return {k: result[k][bos : bos + lengths[s]] for k in PER_TOKEN} | {k: result[k][s] for k in PER_DOCUMENT}
-
-
-def permuted(inputs, lengths, order):
-    """The same documents in another order."""
-    pieces = {k: inputs[k].split(lengths) for k in ("u", "delta", "B", "C", "z")}
-    moved = {k: torch.cat([piece[s] for s in order]) for k, piece in pieces.items()}
-    return inputs | moved | {"initial_states": inputs["initial_states"][list(order)]}
-
-
-def run_permutable(inputs, lengths, order):
-    """`run` with output gradients that move with their documents, by document of the first order."""
-    moved = permuted(inputs, lengths, order)
-    leaves = {k: v.detach().clone().requires_grad_() for k, v in moved.items()}
-    ordered = [lengths[s] for s in order]
-    out, states = selective_scan(
-        **leaves, delta_softplus=True, cu_seqlens=cu_seqlens_of(ordered), return_final_states=True
-    )
-    weights = torch.randn(sum(lengths), out.shape[1], generator=torch.Generator().manual_seed(5)).split(lengths)
-    loss = (out.float() * torch.cat([weights[s] for s in order])).sum() + states.square().sum()
-    names = ("u", "delta", "B", "C", "z", "initial_states")
-    gradients = torch.autograd.grad(loss, [leaves[k] for k in names])
-    result = {"out": out, "final_states": states} | {f"d{k}": g for k, g in zip(names, gradients, strict=True)}
-    return {s: of_document(result, ordered, i) for i, s in enumerate(order)}
-
-
-def assert_documents_identical(wanted, actual, documents):
-    for s in documents:
-        for name, value in wanted[s].items():
-            assert_identical(f"document {s}: {name}", value, actual[s][name])
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("channels", [5, 64, 200])
 def test_changing_a_document_leaves_the_others_bit_identical(channels, dtype):
     lengths = [5, 1, 130, 64, 70]
     inputs = make_inputs(lengths, channels, 16, dtype=dtype)
-    before = run_permutable(inputs, lengths, range(5))
+    before = run_permutable(selective_scan, inputs, lengths, range(5))
     changed = {k: v.clone() for k, v in inputs.items()}
     for name in ("u", "delta", "B", "C", "z"):
         changed[name][6:136] *= -3
     changed["initial_states"][2] += 1
-    after = run_permutable(changed, lengths, range(5))
+    after = run_permutable(selective_scan, changed, lengths, range(5))
     assert_documents_identical(before, after, (0, 1, 3, 4))
     assert not torch.equal(before[2]["out"], after[2]["out"])
 
@@ -213,14 +191,16 @@ def test_a_documents_bits_do_not_depend_on_its_place(channels):
     lengths = [5, 1, 130, 64, 70, 300]
     inputs = make_inputs(lengths, channels, 16)
     assert_documents_identical(
-        run_permutable(inputs, lengths, range(6)), run_permutable(inputs, lengths, (3, 5, 0, 4, 2, 1)), range(6)
+        run_permutable(selective_scan, inputs, lengths, range(6)),
+        run_permutable(selective_scan, inputs, lengths, (3, 5, 0, 4, 2, 1)),
+        range(6),
     )
 
 
 def test_a_documents_bits_do_not_depend_on_what_it_is_packed_with():
     lengths = [150, 64, 1, 333]
     inputs = make_inputs(lengths, 37, 16)
-    together = run_permutable(inputs, lengths, range(4))
+    together = run_permutable(selective_scan, inputs, lengths, range(4))
     for s in range(4):
         bos = sum(lengths[:s])
         alone = {k: v[bos : bos + lengths[s]] if v.shape[0] == sum(lengths) else v for k, v in inputs.items()}
@@ -231,15 +211,16 @@ def test_a_documents_bits_do_not_depend_on_what_it_is_packed_with():
 def test_a_nan_in_one_document_does_not_reach_another():
     lengths = [5, 130, 64]
     inputs = make_inputs(lengths)
-    before = run_permutable(inputs, lengths, range(3))
+    before = run_permutable(selective_scan, inputs, lengths, range(3))
     for name in ("u", "delta", "B", "C", "z"):
         poisoned = inputs | {name: inputs[name].clone()}
         poisoned[name][70] = float("nan")
-        after = run_permutable(poisoned, lengths, range(3))
+        after = run_permutable(selective_scan, poisoned, lengths, range(3))
         assert after[1]["out"].isnan().any()
         assert_documents_identical(before, after, (0, 2))
 
 
+@on_cpu
 def test_a_leak_between_documents_is_noticed(monkeypatch):
     """A reference that carries state over every boundary fails the isolation check."""
     lengths = [64, 192, 64, 70]
@@ -247,12 +228,12 @@ def test_a_leak_between_documents_is_noticed(monkeypatch):
     forward, backward = reference.forward, reference.backward
 
     def one_document(tables):
-        start, length, cu_segments, order = tables
-        return start, length, cu_segments[[0, -1]], order
+        start, length, seq, cu_segments, order = tables
+        return start, length, seq, cu_segments[[0, -1]], order
 
     def leaky_forward(*arguments):
-        *rest, _, tables, softplus = arguments
-        out, states, starts = forward(*rest, None, one_document(tables), softplus)
+        *rest, _, tables, softplus, final = arguments
+        out, states, starts = forward(*rest, None, one_document(tables), softplus, final)
         return out, states.expand(4, -1, -1).contiguous(), starts
 
     def leaky_backward(dout, dfinal, *rest):
@@ -262,11 +243,11 @@ def test_a_leak_between_documents_is_noticed(monkeypatch):
 
     monkeypatch.setattr(reference, "forward", leaky_forward)
     monkeypatch.setattr(reference, "backward", leaky_backward)
-    before = run_permutable(inputs, lengths, range(4))
+    before = run_permutable(selective_scan, inputs, lengths, range(4))
     changed = {k: v.clone() for k, v in inputs.items()}
     changed["u"][64:256] *= -3
     with pytest.raises(AssertionError, match="elements differ"):
-        assert_documents_identical(before, run_permutable(changed, lengths, range(4)), (0, 2, 3))
+        assert_documents_identical(before, run_permutable(selective_scan, changed, lengths, range(4)), (0, 2, 3))
 
 
 def test_the_same_input_gives_the_same_bits():
@@ -283,7 +264,7 @@ def test_registered_as_torch_requires(full):
     inputs = make_inputs(lengths, 6, 4, 2, skip=full, gate=full, bias=full, initial=full)
     arguments = [v if v is None else v.requires_grad_() for v in inputs.values()]
     segments = build_schedule(cu_seqlens_of(lengths)).chunks
-    tables = (segments.start, segments.length, segments.cu_segments, segments.order) if full else (None,) * 4
+    tables = [getattr(segments, k) for k in ("start", "length", "seq", "cu_segments", "order")] if full else [None] * 5
     torch.library.opcheck(op._selective_scan, (*arguments, cu_seqlens_of(lengths), *tables, True, full))
 
 
@@ -331,7 +312,7 @@ def test_flops_are_counted():
     assert counter.get_total_flops() == 21 * 70 * 6 * 4
 
 
-def of_shape(*shape, dtype=torch.float32, device="cpu"):
+def of_shape(*shape, dtype=torch.float32, device=DEVICE):
     return torch.zeros(shape, dtype=dtype, device=device)
 
 
@@ -366,19 +347,35 @@ BAD_INPUTS = {
         TypeError,
         "u is torch.float32 and z is torch.float64",
     ),
-    "another device": ({"C": of_shape(7, 4, device="meta")}, ValueError, "C is on meta, but u is on cpu"),
-    "cu_seqlens of int64": ({"cu_seqlens": torch.tensor([0, 7])}, TypeError, "cu_seqlens must be a torch.int32"),
+    "another device": ({"C": of_shape(7, 4, device="meta")}, ValueError, "C is on meta, but u is on"),
+    "cu_seqlens of int64": (
+        {"cu_seqlens": torch.tensor([0, 7], device=DEVICE)},
+        TypeError,
+        "cu_seqlens must be a torch.int32",
+    ),
     "cu_seqlens a list": ({"cu_seqlens": [0, 7]}, TypeError, "cu_seqlens must be a torch.int32 tensor, got list"),
     "cu_seqlens on another device": (
         {"cu_seqlens": torch.tensor([0, 7], device="meta").int()},
         ValueError,
         "cu_seqlens is on meta",
     ),
-    "cu_seqlens of one entry": ({"cu_seqlens": torch.tensor([0]).int()}, ValueError, r"shape \(S\+1,\).*\(1,\)"),
-    "cu_seqlens not from 0": ({"cu_seqlens": torch.tensor([1, 7]).int()}, ValueError, "must start at 0, got 1"),
-    "cu_seqlens not to T": ({"cu_seqlens": torch.tensor([0, 6]).int()}, ValueError, "must end at T = 7.*got 6"),
+    "cu_seqlens of one entry": (
+        {"cu_seqlens": torch.tensor([0], device=DEVICE).int()},
+        ValueError,
+        r"shape \(S\+1,\).*\(1,\)",
+    ),
+    "cu_seqlens not from 0": (
+        {"cu_seqlens": torch.tensor([1, 7], device=DEVICE).int()},
+        ValueError,
+        "must start at 0, got 1",
+    ),
+    "cu_seqlens not to T": (
+        {"cu_seqlens": torch.tensor([0, 6], device=DEVICE).int()},
+        ValueError,
+        "must end at T = 7.*got 6",
+    ),
     "an empty document": (
-        {"cu_seqlens": torch.tensor([0, 3, 3, 7]).int()},
+        {"cu_seqlens": torch.tensor([0, 3, 3, 7], device=DEVICE).int()},
         ValueError,
         "entry 1 is 3 and entry 2 is 3",
     ),
@@ -406,7 +403,7 @@ BAD_INPUTS = {
     "schedule on another device": (
         {"schedule": build_schedule(cu_seqlens_of([7])).to("meta"), "cu_seqlens": cu_seqlens_of([7])},
         ValueError,
-        "schedule is on meta, but u is on cpu",
+        "schedule is on meta, but u is on",
     ),
 }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from packmamba_kernels._triton import runs_kernel
 from packmamba_kernels.schedule import Schedule
 
 STATES = (4, 8, 16, 32, 64, 128)
@@ -40,6 +41,10 @@ def check_arguments(
             raise TypeError(f"all inputs are float64 or none is, but u is {u.dtype} and {name} is {tensor.dtype}")
         if tensor.device != u.device:
             raise ValueError(f"{name} is on {tensor.device}, but u is on {u.device}; they must be on one device")
+    if runs_kernel(u) and u.dtype == torch.float64:
+        raise TypeError(
+            "u is torch.float64, which runs on the CPU only; the GPU kernels take float16, bfloat16 or float32"
+        )
     if u.ndim != 2:
         raise ValueError(f"u must have shape (T, E), without a batch dimension, got {tuple(u.shape)}")
     num_tokens, channels = u.shape

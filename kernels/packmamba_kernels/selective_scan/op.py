@@ -9,9 +9,14 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from packmamba_kernels.schedule import CHUNK, Schedule, build_segments
+from packmamba_kernels._triton import runs_kernel
+from packmamba_kernels.schedule import CHUNK, SIZES, Schedule, build_segments
 from packmamba_kernels.selective_scan import reference
 from packmamba_kernels.selective_scan.checks import check_arguments, check_bounds
+
+MIN_PROGRAMS = 4096
+"""Programs of 64 channels and one segment that keep a large GPU busy. Shorter segments only as far as it takes: each
+that another one follows is walked twice in either direction."""
 
 
 def selective_scan(
@@ -67,11 +72,11 @@ def selective_scan(
     check_arguments(u, delta, A, B, C, D, z, delta_bias, cu_seqlens, schedule, initial_states)
     if cu_seqlens is None:
         cu_seqlens = torch.arange(2, dtype=torch.int32, device=u.device) * u.shape[0]
-    tables = (None, None, None, None)
+    tables = (None,) * 5
     if schedule is not None:
         size = _segment_size(u)
         segments = next(level for level in schedule.levels if level.size == size)
-        tables = (segments.start, segments.length, segments.cu_segments, segments.order)
+        tables = (segments.start, segments.length, segments.seq, segments.cu_segments, segments.order)
     out, final_states, _ = _selective_scan(
         u, delta, A, B, C, D, z, delta_bias, initial_states, cu_seqlens, *tables, delta_softplus, return_final_states
     )
@@ -79,20 +84,24 @@ def selective_scan(
 
 
 def _segment_size(u: Tensor) -> int:
-    """Tokens of a segment."""
-    return CHUNK
-
-
-def _tables(u: Tensor, cu_seqlens: Tensor, *tables: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    start, length, cu_segments, order = tables
-    if start is not None and length is not None and cu_segments is not None and order is not None:
-        return start, length, cu_segments, order
-    segments = build_segments(cu_seqlens, _segment_size(u), _most_segments(u, cu_seqlens))
-    return segments.start, segments.length, segments.cu_segments, segments.order
+    """Tokens of a segment: the most that still give the kernels MIN_PROGRAMS. Of T and E only, not of the documents."""
+    if not runs_kernel(u):
+        return CHUNK
+    num_tokens, channels = u.shape
+    enough = (size for size in SIZES if (num_tokens // size) * (channels // 64) >= MIN_PROGRAMS)
+    return max(enough, default=CHUNK)
 
 
 def _most_segments(u: Tensor, cu_seqlens: Tensor) -> int:
     return u.shape[0] // _segment_size(u) + cu_seqlens.shape[0] - 1
+
+
+def _given_or_built(u: Tensor, cu_seqlens: Tensor, tables: tuple[Tensor | None, ...]) -> reference.Tables:
+    start, length, seq, cu_segments, order = tables
+    if start is None or length is None or seq is None or cu_segments is None or order is None:
+        built = build_segments(cu_seqlens, _segment_size(u), _most_segments(u, cu_seqlens))
+        return built.start, built.length, built.seq, built.cu_segments, built.order
+    return start, length, seq, cu_segments, order
 
 
 @torch.library.custom_op("packmamba::selective_scan", mutates_args=())
@@ -109,18 +118,24 @@ def _selective_scan(
     cu_seqlens: Tensor,
     segment_start: Tensor | None,
     segment_length: Tensor | None,
+    segment_seq: Tensor | None,
     cu_segments: Tensor | None,
     segment_order: Tensor | None,
     delta_softplus: bool,
     return_final_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """out, the final states, and the states where segments begin (I, N, E)."""
+    """out, the final states, and the states where segments begin: all of them (I, N, E) from the reference, those that
+    pass from one segment to the next (I-S, N, E) from the kernels."""
     if segment_start is None or not u.is_cuda:
         check_bounds(cu_seqlens.cpu(), u.shape[0])
-    tables = _tables(u, cu_seqlens, segment_start, segment_length, cu_segments, segment_order)
+    tables = (segment_start, segment_length, segment_seq, cu_segments, segment_order)
+    tables = _given_or_built(u, cu_seqlens, tables)
     inputs = (u, delta, A, B, C, D, z, delta_bias, initial_states)
-    out, final_states, starts = reference.forward(*inputs, tables, delta_softplus)
-    return out, final_states if return_final_states else final_states.new_empty(0), starts
+    if runs_kernel(u):
+        from packmamba_kernels.selective_scan import launch
+
+        return launch.forward(*inputs, tables, delta_softplus, return_final_states)
+    return reference.forward(*inputs, tables, delta_softplus, return_final_states)
 
 
 @torch.library.custom_op("packmamba::selective_scan_backward", mutates_args=())
@@ -135,62 +150,68 @@ def _selective_scan_backward(
     D: Tensor | None,
     z: Tensor | None,
     delta_bias: Tensor | None,
+    initial_states: Tensor | None,
     starts: Tensor,
     cu_seqlens: Tensor,
     segment_start: Tensor | None,
     segment_length: Tensor | None,
+    segment_seq: Tensor | None,
     cu_segments: Tensor | None,
     segment_order: Tensor | None,
     delta_softplus: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of u, delta, A, B, C, D, z, delta_bias and initial_states; empty for an input that is None."""
-    tables = _tables(u, cu_seqlens, segment_start, segment_length, cu_segments, segment_order)
-    inputs = (u, delta, A, B, C, D, z, delta_bias)
-    grads = reference.backward(dout, dfinal_states, *inputs, starts, tables, delta_softplus)
+    tables = (segment_start, segment_length, segment_seq, cu_segments, segment_order)
+    tables = _given_or_built(u, cu_seqlens, tables)
+    inputs = (u, delta, A, B, C, D, z, delta_bias, initial_states)
+    if runs_kernel(u):
+        from packmamba_kernels.selective_scan import launch
+
+        grads = launch.backward(dout, dfinal_states, *inputs, starts, tables, delta_softplus)
+    else:
+        grads = reference.backward(dout, dfinal_states, *inputs, starts, tables, delta_softplus)
     return tuple(u.new_empty(0) if grad is None else grad for grad in grads)  # pyright: ignore[reportReturnType]
 
 
 @_selective_scan.register_fake
-def _(
-    u, delta, A, B, C, D, z, delta_bias, initial_states, cu_seqlens, start, length, cu_segments, order, softplus, final
-):
-    num_segments = _most_segments(u, cu_seqlens) if start is None else start.shape[0]
+def _(u, delta, A, B, C, D, z, delta_bias, initial_states, cu_seqlens, *tables_and_flags):
+    *tables, _, return_final_states = tables_and_flags
+    num_segments = _most_segments(u, cu_seqlens) if tables[0] is None else tables[0].shape[0]
     dtype = reference.state_dtype(u)
     num_seqs, (channels, states) = cu_seqlens.shape[0] - 1, A.shape
     return (
         u.new_empty(u.shape),
-        u.new_empty((num_seqs, channels, states) if final else 0, dtype=dtype),
-        u.new_empty(num_segments, states, channels, dtype=dtype),
+        u.new_empty((num_seqs, channels, states) if return_final_states else 0, dtype=dtype),
+        u.new_empty(num_segments - num_seqs if runs_kernel(u) else num_segments, states, channels, dtype=dtype),
     )
 
 
 @_selective_scan_backward.register_fake
-def _(dout, dfinal, u, delta, A, B, C, D, z, delta_bias, starts, cu_seqlens, *tables_and_flags):
-    inputs = (u, delta, A, B, C, D, z, delta_bias)
-    grads = [u.new_empty(0) if given is None else given.new_empty(given.shape) for given in inputs]
-    return *grads, starts.new_empty(cu_seqlens.shape[0] - 1, *A.shape)
+def _(dout, dfinal_states, u, delta, A, B, C, D, z, delta_bias, initial_states, *rest):
+    inputs = (u, delta, A, B, C, D, z, delta_bias, initial_states)
+    return tuple(u.new_empty(0) if given is None else given.new_empty(given.shape) for given in inputs)
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
-    *tensors, initial_states, cu_seqlens, start, length, cu_segments, order, softplus, final = inputs
+    *tensors, cu_seqlens, start, length, seq, cu_segments, order, delta_softplus, return_final_states = inputs
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, output[2], cu_seqlens, start, length, cu_segments, order)
+    ctx.save_for_backward(*tensors, output[2], cu_seqlens, start, length, seq, cu_segments, order)
     ctx.mark_non_differentiable(output[2])
-    ctx.has_initial_states, ctx.delta_softplus, ctx.return_final_states = initial_states is not None, softplus, final
+    ctx.delta_softplus, ctx.return_final_states = delta_softplus, return_final_states
 
 
 def _backward(ctx, dout: Tensor | None, dfinal_states: Tensor | None, _):
     saved = ctx.saved_tensors
-    inputs = saved[:8]
+    inputs = saved[:9]
     if not ctx.return_final_states:
         dfinal_states = None
     if dout is None and dfinal_states is None:
-        return (None,) * 16
+        return (None,) * 17
     if dout is None:
         dout = torch.zeros_like(inputs[0])
-    *grads, dinitial_states = _selective_scan_backward(dout, dfinal_states, *saved, ctx.delta_softplus)
+    grads = _selective_scan_backward(dout, dfinal_states, *saved, ctx.delta_softplus)
     grads = [None if given is None else grad for given, grad in zip(inputs, grads, strict=True)]
-    return *grads, dinitial_states if ctx.has_initial_states else None, *(None,) * 7
+    return *grads, *(None,) * 8
 
 
 _selective_scan.register_autograd(_backward, setup_context=_save_for_backward)

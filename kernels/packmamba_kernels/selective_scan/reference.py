@@ -29,12 +29,15 @@ _LOG2_E = 1.4426950408889634
 _LANES = 64
 _BLOCK = 32768
 
+Tables = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
+"""start, length, seq, cu_segments and order of the segments."""
+
 
 class _Rows:
     """The pack as rows in step order, and how chunks follow each other."""
 
-    def __init__(self, tables: tuple[Tensor, Tensor, Tensor, Tensor], channels: int, groups: int, dtype: torch.dtype):
-        start, length, cu_segments, order = (table.long() for table in tables)
+    def __init__(self, tables: Tables, channels: int, groups: int, dtype: torch.dtype):
+        start, length, _, cu_segments, order = (table.long() for table in tables)
         self.groups, self.width, self.dtype = groups, channels // groups, dtype
         self.lanes = -(-self.width // _LANES) * _LANES
         self.slots, self.chunks = order.shape[0], int(cu_segments[-1])
@@ -97,12 +100,14 @@ def forward(
     z: Tensor | None,
     delta_bias: Tensor | None,
     initial_states: Tensor | None,
-    tables: tuple[Tensor, Tensor, Tensor, Tensor],
+    tables: Tables,
     delta_softplus: bool,
+    return_final_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Returns out (T, E), final states (S, E, N), and the states at the start of each chunk (K, N, E) for `backward`.
+    """out (T, E), the final states (S, E, N) or nothing (0,), and for `backward` the states at the start of each chunk
+    (K, N, E).
 
-    tables: start, length, cu_segments and order of the segments of CHUNK tokens. Arguments else as `naive`'s.
+    tables: of the segments of CHUNK tokens. The other arguments are those of the definition.
     """
     rows = _Rows(tables, *_shape(u, B), state_dtype(u))
     A2 = rows.spread(A.T) * _LOG2_E  # (N, G, L), so that exp2 gives the decay
@@ -137,7 +142,8 @@ def forward(
     if z is not None:
         gate = rows.pack(z)
         y.mul_(gate).mul_(_sigmoid(gate))
-    return rows.unpack(y, u), rows.gather(state[rows.last]).mT.contiguous(), starts
+    final = rows.gather(state[rows.last]).mT.contiguous() if return_final_states else state.new_empty(0)
+    return rows.unpack(y, u), final, starts
 
 
 def backward(
@@ -151,10 +157,11 @@ def backward(
     D: Tensor | None,
     z: Tensor | None,
     delta_bias: Tensor | None,
+    initial_states: Tensor | None,
     starts: Tensor,
-    tables: tuple[Tensor, Tensor, Tensor, Tensor],
+    tables: Tables,
     delta_softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
     """The gradients of u, delta, A, B, C, D, z, delta_bias and initial_states; None for an input that is None."""
     rows = _Rows(tables, *_shape(u, B), state_dtype(u))
     A_rows = rows.spread(A.T)
@@ -243,7 +250,7 @@ def backward(
         None if D is None else rows.gather((dy * x).sum(0)).view_as(D).to(D.dtype),
         dz,
         None if delta_bias is None else rows.gather(dstep.sum(0)).view_as(delta_bias).to(delta_bias.dtype),
-        rows.gather(grad[rows.first]).mT.contiguous(),
+        None if initial_states is None else rows.gather(grad[rows.first]).mT.contiguous(),
     )
 
 
@@ -295,9 +302,12 @@ def _half(state: Tensor) -> Tensor:
 def _blockwise(function: Callable[..., Tensor], x: Tensor) -> Tensor:
     """function(x) in place, for a contiguous x whose rows are a multiple of 64 elements.
 
-    torch rounds an element differently in the body and in the remainder of its vector loops. In whole blocks below the
-    size at which it splits work over threads there is no remainder: a token's bits do not depend on its place.
+    torch rounds an element differently in the body and in the remainder of its vector loops. Where its threads get
+    whole multiples of 64 elements there is no remainder; elsewhere blocks below the size at which it splits work over
+    threads have none. Either way a token's bits do not depend on its place.
     """
-    for block in x.view(-1).split(_BLOCK):
+    flat = x.view(-1)
+    threads = min(torch.get_num_threads(), -(-flat.shape[0] // _BLOCK))
+    for block in flat.split(_BLOCK if flat.shape[0] % (_LANES * threads) else flat.shape[0]):
         function(block, out=block)
     return x
