@@ -11,6 +11,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from packmamba_kernels._triton import runs_kernel
 from packmamba_kernels.causal_conv1d import reference
+from packmamba_kernels.checks import check_bounds, check_cu_seqlens, check_schedule
 from packmamba_kernels.schedule import Schedule, Segments, build_segments
 
 MIN_WIDTH, MAX_WIDTH = 2, 8
@@ -109,51 +110,14 @@ def _check_arguments(
         raise ValueError(f"bias must have shape (E,), got {tuple(bias.shape)} for x of shape {tuple(x.shape)}")
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation must be None or 'silu', got {activation!r}")
-    num_seqs = 1
-    if cu_seqlens is not None:
-        if not isinstance(cu_seqlens, Tensor):
-            raise TypeError(f"cu_seqlens must be a torch.int32 tensor, got {type(cu_seqlens).__name__}")
-        if cu_seqlens.dtype != torch.int32:
-            raise TypeError(f"cu_seqlens must be a torch.int32 tensor, got {cu_seqlens.dtype}")
-        if cu_seqlens.device != x.device:
-            raise ValueError(
-                f"cu_seqlens is on {cu_seqlens.device}, but x is on {x.device}; they must be on one device"
-            )
-        if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2:
-            raise ValueError(f"cu_seqlens must have shape (S+1,) with S >= 1, got {tuple(cu_seqlens.shape)}")
-        num_seqs = cu_seqlens.shape[0] - 1
+    num_seqs = 1 if cu_seqlens is None else check_cu_seqlens(cu_seqlens, x, "x")
     if initial_states is not None and initial_states.shape != (num_seqs, channels, width - 1):
         raise ValueError(
             f"initial_states must have shape (S, E, W-1) = {(num_seqs, channels, width - 1)}, "
             f"got {tuple(initial_states.shape)}"
         )
     if schedule is not None:
-        table = schedule.chunks.cu_segments
-        if cu_seqlens is None:
-            raise ValueError("a schedule needs the cu_seqlens it was built from, got cu_seqlens=None")
-        if table.shape != cu_seqlens.shape:
-            raise ValueError(
-                f"schedule was built for {table.shape[0] - 1} documents, but cu_seqlens has {cu_seqlens.shape[0] - 1}"
-            )
-        if schedule.num_tokens != num_tokens:
-            raise ValueError(f"schedule was built for {schedule.num_tokens} tokens, but x has T = {num_tokens}")
-        if table.device != x.device:
-            raise ValueError(f"schedule is on {table.device}, but x is on {x.device}; they must be on one device")
-
-
-def _check_bounds(cu_seqlens: Tensor, num_tokens: int) -> None:
-    """The values of cu_seqlens, on the CPU. Runs inside the operator, where values exist under torch.compile too."""
-    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
-    if first != 0:
-        raise ValueError(f"cu_seqlens must start at 0, got {first}")
-    if last != num_tokens:
-        raise ValueError(f"cu_seqlens must end at T = {num_tokens}, the tokens of x, got {last}")
-    if bool((cu_seqlens.diff() <= 0).any()):
-        i = int((cu_seqlens.diff() <= 0).int().argmax())
-        raise ValueError(
-            f"cu_seqlens must strictly increase (a document has at least one token), "
-            f"but entry {i} is {int(cu_seqlens[i])} and entry {i + 1} is {int(cu_seqlens[i + 1])}"
-        )
+        check_schedule(schedule, cu_seqlens, x, "x")
 
 
 def _enough_programs(num_segments: int, channels: int) -> bool:
@@ -195,7 +159,7 @@ def _causal_conv1d(
     return_final_states: bool,
 ) -> tuple[Tensor, Tensor]:
     if segment_start is None or not x.is_cuda:
-        _check_bounds(cu_seqlens.cpu(), x.shape[0])
+        check_bounds(cu_seqlens.cpu(), x.shape[0], "x")
     if runs_kernel(x):
         from packmamba_kernels.causal_conv1d import launch
 

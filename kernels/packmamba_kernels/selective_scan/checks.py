@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from packmamba_kernels._triton import runs_kernel
+from packmamba_kernels.checks import check_cu_seqlens, check_schedule
 from packmamba_kernels.schedule import Schedule
 
 STATES = (4, 8, 16, 32, 64, 128)
@@ -74,7 +75,7 @@ def check_arguments(
     for name, tensor in {"D": D, "delta_bias": delta_bias}.items():
         if tensor is not None and tensor.shape != (channels,):
             raise ValueError(f"{name} must have shape (E,), got {tuple(tensor.shape)} for u of shape {tuple(u.shape)}")
-    num_seqs = 1 if cu_seqlens is None else _check_cu_seqlens(cu_seqlens, u)
+    num_seqs = 1 if cu_seqlens is None else check_cu_seqlens(cu_seqlens, u, "u")
     if initial_states is not None:
         if initial_states.dtype not in (torch.float32, torch.float64):
             raise TypeError(f"initial_states must be float32, or float64 as u, got {initial_states.dtype}")
@@ -84,45 +85,4 @@ def check_arguments(
                 f"got {tuple(initial_states.shape)}"
             )
     if schedule is not None:
-        _check_schedule(schedule, cu_seqlens, u)
-
-
-def _check_cu_seqlens(cu_seqlens: Tensor, u: Tensor) -> int:
-    if not isinstance(cu_seqlens, Tensor):
-        raise TypeError(f"cu_seqlens must be a torch.int32 tensor, got {type(cu_seqlens).__name__}")
-    if cu_seqlens.dtype != torch.int32:
-        raise TypeError(f"cu_seqlens must be a torch.int32 tensor, got {cu_seqlens.dtype}")
-    if cu_seqlens.device != u.device:
-        raise ValueError(f"cu_seqlens is on {cu_seqlens.device}, but u is on {u.device}; they must be on one device")
-    if cu_seqlens.ndim != 1 or cu_seqlens.shape[0] < 2:
-        raise ValueError(f"cu_seqlens must have shape (S+1,) with S >= 1, got {tuple(cu_seqlens.shape)}")
-    return cu_seqlens.shape[0] - 1
-
-
-def _check_schedule(schedule: Schedule, cu_seqlens: Tensor | None, u: Tensor) -> None:
-    if cu_seqlens is None:
-        raise ValueError("a schedule needs the cu_seqlens it was built from, got cu_seqlens=None")
-    table = schedule.chunks.cu_segments
-    if table.shape != cu_seqlens.shape:
-        raise ValueError(
-            f"schedule was built for {table.shape[0] - 1} documents, but cu_seqlens has {cu_seqlens.shape[0] - 1}"
-        )
-    if schedule.num_tokens != u.shape[0]:
-        raise ValueError(f"schedule was built for {schedule.num_tokens} tokens, but u has T = {u.shape[0]}")
-    if table.device != u.device:
-        raise ValueError(f"schedule is on {table.device}, but u is on {u.device}; they must be on one device")
-
-
-def check_bounds(cu_seqlens: Tensor, num_tokens: int) -> None:
-    """The values of cu_seqlens, on the CPU. Runs inside the operator, where values exist under torch.compile too."""
-    first, last = int(cu_seqlens[0]), int(cu_seqlens[-1])
-    if first != 0:
-        raise ValueError(f"cu_seqlens must start at 0, got {first}")
-    if last != num_tokens:
-        raise ValueError(f"cu_seqlens must end at T = {num_tokens}, the tokens of u, got {last}")
-    if bool((cu_seqlens.diff() <= 0).any()):
-        i = int((cu_seqlens.diff() <= 0).int().argmax())
-        raise ValueError(
-            f"cu_seqlens must strictly increase (a document has at least one token), "
-            f"but entry {i} is {int(cu_seqlens[i])} and entry {i + 1} is {int(cu_seqlens[i + 1])}"
-        )
+        check_schedule(schedule, cu_seqlens, u, "u")

@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from packmamba_kernels._triton import runs_kernel
+from packmamba_kernels.checks import check_bounds
 from packmamba_kernels.schedule import CHUNK, SIZES, Schedule, build_segments
 from packmamba_kernels.selective_scan import reference
-from packmamba_kernels.selective_scan.checks import check_arguments, check_bounds
+from packmamba_kernels.selective_scan.checks import check_arguments
 
 MIN_PROGRAMS = 4096
 """Programs of 64 channels and one segment that keep a large GPU busy. Shorter segments only as far as it takes: each
@@ -127,7 +128,7 @@ def _selective_scan(
     """out, the final states, and the states where segments begin: all of them (I, N, E) from the reference, those that
     pass from one segment to the next (I-S, N, E) from the kernels."""
     if segment_start is None or not u.is_cuda:
-        check_bounds(cu_seqlens.cpu(), u.shape[0])
+        check_bounds(cu_seqlens.cpu(), u.shape[0], "u")
     tables = (segment_start, segment_length, segment_seq, cu_segments, segment_order)
     tables = _given_or_built(u, cu_seqlens, tables)
     inputs = (u, delta, A, B, C, D, z, delta_bias, initial_states)
