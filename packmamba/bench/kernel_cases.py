@@ -16,7 +16,7 @@ from packmamba_kernels.causal_conv1d.naive import causal_conv1d_naive
 from packmamba_kernels.selective_scan.naive import selective_scan_naive
 from torch import Tensor
 
-from packmamba.bench.lengths import sample_lengths
+from packmamba.data.lengths import sample_lengths
 from packmamba.packing import Packing
 
 WIDTH = 4

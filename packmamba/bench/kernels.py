@@ -39,7 +39,7 @@ from packmamba.bench.kernel_cases import (
     special_functions,
     why_not,
 )
-from packmamba.bench.lengths import DISTRIBUTIONS
+from packmamba.data.lengths import DISTRIBUTIONS
 
 PARTS = ("forward", "backward")
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

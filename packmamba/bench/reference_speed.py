@@ -23,7 +23,7 @@ from packmamba_kernels.selective_scan.naive import selective_scan_naive
 from torch import Tensor
 
 from packmamba.bench.environment import describe_environment
-from packmamba.bench.lengths import DISTRIBUTIONS, sample_lengths
+from packmamba.data.lengths import DISTRIBUTIONS, sample_lengths
 from packmamba.packing import Packing
 
 WIDTH = 4

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from packmamba.bench.lengths import DISTRIBUTIONS, LONGEST, SHORTEST, sample_lengths
+from packmamba.data.lengths import DISTRIBUTIONS, LONGEST, SHORTEST, sample_lengths
 
 
 @pytest.mark.parametrize("num_tokens", [1, 57, 4096, 65_537])
