@@ -1,0 +1,98 @@
+"""Local files, by path or glob pattern."""
+
+from __future__ import annotations
+
+import glob
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import datasets
+from datasets import Dataset
+from datasets.exceptions import DatasetGenerationError
+
+from packmamba.data.sources.base import Source, text_only
+
+FileFormat = Literal["auto", "json", "csv", "parquet", "arrow", "text"]
+
+_FORMATS = {
+    ".json": "json",
+    ".jsonl": "json",
+    ".ndjson": "json",
+    ".csv": "csv",
+    ".parquet": "parquet",
+    ".arrow": "arrow",
+    ".txt": "text",
+    ".text": "text",
+    ".md": "text",
+    ".rst": "text",
+}
+_COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".lz4")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Files(Source):
+    """Local files: JSON (lines or an array), CSV, Parquet, Arrow or plain text, compressed ones too."""
+
+    paths: list[str]
+    """Files or glob patterns (`**` reaches into folders). The order given is kept; what a pattern matches is sorted."""
+    column: str = "text"
+    """The column that holds the documents; plain text has only `text`."""
+    format: FileFormat = "auto"
+    """`auto` goes by the file name's ending."""
+    text_document: Literal["file", "paragraph", "line"] = "file"
+    """What is one document of a plain text file: the whole file, or each paragraph or line."""
+
+    def load(self, cache_dir: Path) -> Dataset:
+        known = {"format": get_args(FileFormat), "text_document": tuple(_SAMPLE_BY)}
+        for name, values in known.items():
+            if getattr(self, name) not in values:
+                raise ValueError(f"unknown {name} {getattr(self, name)!r}; available: {', '.join(values)}")
+        files = [file for pattern in self.paths for file in _matching(pattern)]
+        if not files:
+            raise ValueError("Files.paths is empty; name at least one file")
+        name = f"the files {', '.join(self.paths)}"
+        if not any(os.path.getsize(file) for file in files):
+            raise ValueError(f"{name} are empty; there has to be at least one document")
+        kind = _format_of(files) if self.format == "auto" else self.format
+        options: dict[str, Any] = {"sample_by": _SAMPLE_BY[self.text_document]} if kind == "text" else {}
+        try:
+            builder = datasets.load_dataset_builder(
+                kind, data_files=files, cache_dir=str(cache_dir / "datasets"), **options
+            )
+            builder.download_and_prepare()
+        except DatasetGenerationError as error:
+            raise ValueError(f"cannot read {name}: {error.__cause__ or error}") from error
+        if not builder.info.splits or not builder.info.splits["train"].num_examples:
+            raise ValueError(f"{name} hold no row; there has to be at least one document")
+        dataset = builder.as_dataset(split="train")
+        assert isinstance(dataset, Dataset)
+        return text_only(dataset, self.column, name)
+
+
+_SAMPLE_BY = {"file": "document", "paragraph": "paragraph", "line": "line"}
+
+
+def _matching(pattern: str) -> list[str]:
+    pattern = os.path.expanduser(pattern)
+    found = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+    if not found:
+        raise FileNotFoundError(f"no file matches {pattern!r} (looked from {os.getcwd()})")
+    return [os.path.abspath(file) for file in found]
+
+
+def _format_of(files: list[str]) -> str:
+    kinds: dict[str, str] = {}
+    for file in files:
+        stem, ending = os.path.splitext(file)
+        if ending in _COMPRESSIONS:
+            ending = os.path.splitext(stem)[1]
+        if ending.lower() not in _FORMATS:
+            raise ValueError(
+                f"cannot tell the format of {file!r} from its ending; known: {', '.join(_FORMATS)}; or set format"
+            )
+        kinds.setdefault(_FORMATS[ending.lower()], file)
+    if len(kinds) > 1:
+        raise ValueError(f"files of one source must have one format, got {kinds}; set format, or convert them")
+    return next(iter(kinds))
