@@ -7,15 +7,17 @@ import warnings
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentError, set_parsing_settings
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 
 from packmamba.callbacks import BestCheckpoint, LastCheckpoint, PackedProgressBar, PredictionWriter
+from packmamba.config import ModelConfig
 from packmamba.data import PackedDataModule
 from packmamba.lit import LitHybridLM
+from packmamba.model import attention_cost
 
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
@@ -65,6 +67,8 @@ class PackmambaCLI(LightningCLI):
         )
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
+        parser.link_arguments("model.config", "data.attention_cost", compute_fn=_attention_cost)
+        parser.link_arguments("model.config.attention.sliding_window", "data.attention_window")
 
     def before_instantiate_classes(self) -> None:
         trainer = self._get(self.config, "trainer")
@@ -106,6 +110,10 @@ class PackmambaCLI(LightningCLI):
                 print(f"checkpoint: {Path(path)}")
         if self.trainer.logger is not None:
             print(f"log: {folder}")
+
+
+def _attention_cost(config: Any) -> float:
+    return attention_cost(ModelConfig.from_dict(config.as_dict()) if isinstance(config, Namespace) else config)
 
 
 def main(argv: list[str]) -> int:

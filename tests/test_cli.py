@@ -207,6 +207,18 @@ class TestRuns:
         assert run("fit", "--config", "config.yaml", *off) == 0
         assert not Path("runs").exists()
 
+    def test_the_data_module_learns_the_cost_of_attention_from_the_model(self, project: Path) -> None:
+        from packmamba.config import ModelConfig
+        from packmamba.model import attention_cost
+        from packmamba.trainer_cli import run as run_trainer
+
+        options = ["--data.balance", "flops", "--model.config.attention.sliding_window", "5"]
+        ran = run_trainer(["fit", "--config", "config.yaml", "--trainer.max_steps", "1", *options])
+        model = ModelConfig.from_dict(ran.model.hparams["config"])
+        assert "*" in model.layer_pattern
+        assert ran.datamodule.attention_cost == attention_cost(model) > 0
+        assert ran.datamodule.attention_window == 5
+
     def test_print_config_shows_every_value(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("fit", "--config", "config.yaml", "--print_config") == 0
         shown = yaml.safe_load(capsys.readouterr().out)

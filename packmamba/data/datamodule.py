@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
@@ -67,6 +67,8 @@ class PackedDataModule(LightningDataModule):
         shuffle: bool = True,
         seed: int = 0,
         balance: Balance = "tokens",
+        attention_cost: float = 0.0,
+        attention_window: int | None = None,
         pad_to_capacity: bool = False,
         max_documents: int | None = None,
         empty_documents: EmptyDocuments = "skip",
@@ -88,7 +90,11 @@ class PackedDataModule(LightningDataModule):
             buffer: Documents that the strategy `local_greedy` looks at.
             shuffle: Train on documents and packs in a random order, a new one each epoch.
             seed: Seed of the shuffling and of the validation split.
-            balance: `tokens` has ranks work on packs of similar size at the same time; `none` takes them as they come.
+            balance: What ranks get even shares of within an optimiser step: `tokens`, or `flops`, which counts
+                attention's quadratic cost too; `none` takes packs as they come.
+            attention_cost: FLOPs of one (query, key) pair of attention, as a multiple of a token's FLOPs everywhere
+                else; 0 for a model without attention. Only balance `flops` looks at it.
+            attention_window: Tokens of its document that a token's attention sees; null: all before it.
             pad_to_capacity: Fill every batch to exactly `capacity` tokens, with one sequence that has no targets.
             max_documents: Use only the first so many documents of each source.
             empty_documents: What to do about documents without a token: `skip` them, with a count, or raise an `error`.
@@ -102,9 +108,9 @@ class PackedDataModule(LightningDataModule):
         for name, value, least in (("capacity", capacity, 1), ("buffer", buffer, 1), ("num_workers", num_workers, 0)):
             if value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
-        for name, value, known in (("strategy", strategy, STRATEGIES), ("balance", balance, get_args(Balance))):
-            if value not in known:
-                raise ValueError(f"unknown {name} {value!r}; available: {', '.join(known)}")
+        if strategy not in STRATEGIES:
+            raise ValueError(f"unknown strategy {strategy!r}; available: {', '.join(STRATEGIES)}")
+        PlanOptions(balance=balance, attention_cost=attention_cost, attention_window=attention_window)
         self.splits = DocumentSplits(
             {"train": source, "val": val_source, "test": test_source, "predict": predict_source},
             tokenizer,
@@ -121,6 +127,8 @@ class PackedDataModule(LightningDataModule):
         self.shuffle = shuffle
         self.seed = seed
         self.balance: Balance = balance
+        self.attention_cost = attention_cost
+        self.attention_window = attention_window
         self.pad_to_capacity = pad_to_capacity
         self.num_workers = num_workers
         self._documents: dict[Split, Documents | None] = {}
@@ -195,6 +203,8 @@ class PackedDataModule(LightningDataModule):
             world_size=world_size,
             accumulation=accumulation,
             balance=self.balance,
+            attention_cost=self.attention_cost,
+            attention_window=self.attention_window,
         )
         documents = self.documents(split)
         return PackedDataset(
@@ -319,6 +329,8 @@ class PackedDataModule(LightningDataModule):
             "shuffle": self.shuffle,
             "seed": self.seed,
             "balance": self.balance,
+            "attention_cost": self.attention_cost if self.balance == "flops" else None,
+            "attention_window": self.attention_window if self.balance == "flops" else None,
             "world_size": dataset.options.world_size,
             "accumulate_grad_batches": dataset.options.accumulation,
         }

@@ -11,13 +11,13 @@ nothing is dropped, nothing repeated, and no rank waits for another.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 
 from packmamba.data.packers import Packs
 
-Balance = Literal["tokens", "none"]
+Balance = Literal["tokens", "flops", "none"]
 
 NO_PACK = -1
 """What a rank gets when the packs of an epoch have run out."""
@@ -27,7 +27,7 @@ NO_PACK = -1
 class PlanOptions:
     """What an epoch's plan depends on, beside the packs and the epoch's number.
 
-    Raises ValueError for a count below 1 or an unknown balance.
+    Raises ValueError for a count below 1, a negative cost or an unknown balance.
     """
 
     seed: int | None = None
@@ -39,16 +39,22 @@ class PlanOptions:
     max_micro_steps: int | None = None
     """End the epoch after so many micro-steps; None: when every pack has been trained on."""
     balance: Balance = "tokens"
-    """`tokens`: within an optimiser step, packs of similar size run at the same time on different ranks; `none`: as
-    they come."""
+    """What ranks get even shares of within an optimiser step: `tokens`, `flops` (see `pack_costs`), or `none`: packs
+    as they come."""
+    attention_cost: float = 0.0
+    """FLOPs of one (query, key) pair of attention ÷ FLOPs of one token everywhere else; only `flops` looks at it."""
+    attention_window: int | None = None
+    """Tokens of its document, itself included, that a token's attention sees; None: all before it."""
 
     def __post_init__(self) -> None:
-        for name in ("world_size", "accumulation", "max_micro_steps"):
+        for name in ("world_size", "accumulation", "max_micro_steps", "attention_window"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name} must be at least 1, got {value}")
-        if self.balance not in ("tokens", "none"):
-            raise ValueError(f"unknown balance {self.balance!r}; available: tokens, none")
+        if self.balance not in get_args(Balance):
+            raise ValueError(f"unknown balance {self.balance!r}; available: {', '.join(get_args(Balance))}")
+        if not 0 <= self.attention_cost < float("inf"):
+            raise ValueError(f"attention_cost must be at least 0 and finite, got {self.attention_cost}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,20 +84,55 @@ def plan_epoch(packs: Packs, epoch: int, options: PlanOptions) -> EpochPlan:
     slots = np.full(optimiser_steps * accumulation * ranks, NO_PACK, dtype=np.int64)
     trained = order[: steps * ranks]
     slots[: trained.size] = trained
-    if options.balance == "tokens":
-        slots = _balanced(slots.reshape(optimiser_steps, accumulation, ranks), packs.size)
+    if options.balance != "none":
+        slots = _balanced(slots.reshape(optimiser_steps, accumulation, ranks), pack_costs(packs, options))
     assigned = slots.reshape(-1, ranks)[:steps]
     targets = np.where(assigned == NO_PACK, 0, packs.num_targets[assigned]).sum(axis=1)
     begins = np.arange(0, steps, accumulation)
     return EpochPlan(assigned, np.repeat(np.add.reduceat(targets, begins), np.diff(begins, append=steps)))
 
 
-def _balanced(slots: np.ndarray, sizes: np.ndarray) -> np.ndarray:
-    """Sorts each optimiser step (A, G) largest first, so that the packs of a micro-step are alike, and turns every
-    other micro-step around, so that ranks add up to much the same. Slots without a pack come in the last micro-step."""
-    steps = slots.shape[0]
-    flat = slots.reshape(steps, -1)
-    size = np.where(flat == NO_PACK, -1, sizes[flat])
-    ranked = np.take_along_axis(flat, np.argsort(-size, axis=1, kind="stable"), axis=1).reshape(slots.shape)
-    ranked[:, 1::2] = ranked[:, 1::2, ::-1].copy()
-    return ranked
+def pack_costs(packs: Packs, options: PlanOptions) -> np.ndarray:
+    """What training on each pack costs, (packs,), in tokens: its tokens, and where `balance` is `flops` also
+    attention_cost · (query, key) pairs, which grow with the square of a document's length. Filler of padded rows is
+    counted."""
+    if options.balance != "flops" or options.attention_cost == 0:
+        return packs.size
+    lengths = packs.pieces.length if packs.row_lengths is None else np.repeat(packs.row_lengths, packs.num_pieces)
+    window = lengths if options.attention_window is None else np.minimum(lengths, options.attention_window)
+    pairs = window * (window + 1) // 2 + (lengths - window) * window
+    return packs.size + options.attention_cost * np.add.reduceat(pairs, packs.offsets[:-1])
+
+
+def imbalance(plan: EpochPlan, costs: np.ndarray, accumulation: int) -> tuple[np.ndarray, np.ndarray]:
+    """The dearest rank's cost ÷ the ranks' mean cost − 1: of each micro-step (M,), where ranks that wait for each other
+    in every layer (FSDP) lose it, and of each optimiser step, where ranks that only share gradients (DDP) lose it."""
+    cost = np.where(plan.packs == NO_PACK, 0, costs[plan.packs])
+    steps = np.add.reduceat(cost, np.arange(0, len(cost), accumulation))
+    return cost.max(axis=1) / cost.mean(axis=1) - 1, steps.max(axis=1) / steps.mean(axis=1) - 1
+
+
+def _balanced(slots: np.ndarray, costs: np.ndarray) -> np.ndarray:
+    """Deals each optimiser step's packs (steps, A, G) anew. Slots without a pack come in its last micro-step.
+
+    Packs are sorted, so that those of a micro-step are alike: no other deal has a smaller sum of the micro-steps'
+    dearest packs. Then, the most uneven micro-step first, the rank with the least so far takes the dearest pack. Where
+    the packs as they came happen to give the ranks evener sums, each rank keeps its own and only sorts them; so neither
+    sums nor micro-steps are ever less even than without balancing.
+    """
+    cost = np.where(slots == NO_PACK, 0, costs[slots])
+    flat = slots.reshape(len(slots), -1)
+    by_cost = np.argsort(-cost.reshape(flat.shape), axis=1, kind="stable")
+    ranked = np.take_along_axis(flat, by_cost, axis=1).reshape(slots.shape)
+    ranked_cost = np.where(ranked == NO_PACK, 0, costs[ranked])
+    uneven_first = np.argsort(ranked_cost[:, :, -1] - ranked_cost[:, :, 0], axis=1, kind="stable")
+    step = np.arange(len(slots))[:, None]
+    sums = np.zeros((len(slots), slots.shape[2]), dtype=cost.dtype)
+    dealt = np.empty_like(slots)
+    for micro_step in uneven_first.T[:, :, None]:
+        ranks = np.argsort(sums, axis=1, kind="stable")
+        dealt[step, micro_step, ranks] = ranked[step, micro_step].reshape(sums.shape)
+        sums[step, ranks] += ranked_cost[step, micro_step].reshape(sums.shape)
+    own = np.take_along_axis(slots, np.argsort(-cost, axis=1, kind="stable"), axis=1)
+    evener = cost.sum(axis=1).max(axis=1) < sums.max(axis=1)
+    return np.where(evener[:, None, None], own, dealt)

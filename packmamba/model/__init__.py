@@ -1,7 +1,7 @@
 """The hybrid language model and its parts."""
 
 from packmamba.model.attention_mixer import AttentionMixer
-from packmamba.model.flops import forward_flops, training_flops
+from packmamba.model.flops import attention_cost, forward_flops, training_flops
 from packmamba.model.hybrid_lm import HybridLM, check_token_ids
 from packmamba.model.loss import linear_cross_entropy
 from packmamba.model.mamba1 import Mamba1Mixer
@@ -13,6 +13,7 @@ __all__ = [
     "GatedMLP",
     "HybridLM",
     "Mamba1Mixer",
+    "attention_cost",
     "check_token_ids",
     "forward_flops",
     "linear_cross_entropy",

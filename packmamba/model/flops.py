@@ -31,6 +31,16 @@ def training_flops(config: ModelConfig, lengths: Packing | Sequence[int] | np.nd
     return 3 * forward_flops(config, lengths)
 
 
+def attention_cost(config: ModelConfig) -> float:
+    """FLOPs of one (query, key) pair of attention, over all layers, ÷ FLOPs of one token everywhere else: a document of
+    L tokens costs L + attention_cost · (its pairs), in units of a token without attention's. 0 without attention."""
+    layers = config.layer_kinds.count("attention")
+    if not layers:
+        return 0.0
+    pair = layers * _flops_per_pair(config)
+    return pair / (forward_flops(config, [1]) - pair)
+
+
 def layer_flops(config: ModelConfig, kind: str, documents: np.ndarray) -> int:
     """FLOPs of one layer. kind: "mamba1", "attention" or "mlp"; documents: int64 (S,) lengths."""
     tokens = int(documents.sum())
@@ -40,7 +50,7 @@ def layer_flops(config: ModelConfig, kind: str, documents: np.ndarray) -> int:
         heads, width = config.num_heads, config.head_dim
         projections = 2 * config.d_model * width * (2 * heads + 2 * config.num_kv_heads)
         pairs = visible_pairs(documents, config.attention.sliding_window)
-        return tokens * projections + 4 * heads * width * pairs  # q·k and weights·v
+        return tokens * projections + _flops_per_pair(config) * pairs
     if kind == "mlp":
         return tokens * 6 * config.d_model * config.d_ff
     raise ValueError(f"unknown layer kind {kind!r}; available: mamba1, attention, mlp")
@@ -50,6 +60,11 @@ def visible_pairs(documents: np.ndarray, sliding_window: int | None) -> int:
     """(query, key) pairs of causal attention, Σ over documents of Σ_t min(t + 1, window)."""
     window = documents if sliding_window is None else np.minimum(documents, sliding_window)
     return int((window * (window + 1) // 2 + (documents - window) * window).sum())
+
+
+def _flops_per_pair(config: ModelConfig) -> int:
+    """Of one attention layer: q·k and weights·v."""
+    return 4 * config.num_heads * config.head_dim
 
 
 def _mamba1_flops_per_token(config: ModelConfig) -> int:

@@ -230,7 +230,8 @@ def test_using_documents_before_setup_says_what_to_call(cache):
         ({"max_documents": 0}, "max_documents must be at least 1, got 0"),
         ({"val_fraction": 1.0}, "val_fraction must be at least 0 and below 1, got 1.0"),
         ({"strategy": "best"}, "unknown strategy 'best'; available: sequential"),
-        ({"balance": "flops"}, "unknown balance 'flops'; available: tokens, none"),
+        ({"balance": "time"}, "unknown balance 'time'; available: tokens, flops, none"),
+        ({"attention_cost": -0.5}, "attention_cost must be at least 0 and finite, got -0.5"),
         ({"empty_documents": "keep"}, "unknown empty_documents 'keep'; available: skip, error"),
     ],
 )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from packmamba.data.packers import Packs, pack
-from packmamba.data.plan import NO_PACK, PlanOptions, num_micro_steps, plan_epoch
+from packmamba.data.plan import NO_PACK, PlanOptions, imbalance, num_micro_steps, pack_costs, plan_epoch
 
 LENGTHS = np.random.default_rng(0).integers(1, 50, 300)
 
@@ -17,7 +19,8 @@ options = st.builds(
     seed=st.none() | st.integers(0, 5),
     world_size=st.integers(1, 5),
     accumulation=st.integers(1, 5),
-    balance=st.sampled_from(["tokens", "none"]),
+    balance=st.sampled_from(["tokens", "flops", "none"]),
+    attention_cost=st.sampled_from([0.0, 0.1]),
 )
 
 
@@ -82,15 +85,69 @@ def test_a_shortened_epoch_is_the_beginning_of_the_whole_one():
     assert num_micro_steps(3, PlanOptions(max_micro_steps=8)) == 3
 
 
-def test_balance_evens_out_what_ranks_do_at_the_same_time():
+def test_balance_evens_out_what_ranks_do_at_the_same_time_and_in_a_step():
     packs = pack(LENGTHS, 60, "single")
 
-    def unevenness(balance):
+    def means(balance):
         plan = plan_epoch(packs, 0, PlanOptions(seed=0, world_size=2, accumulation=6, balance=balance))
-        sizes = packs.size[plan.packs]
-        return np.abs(sizes[:, 0] - sizes[:, 1]).mean()
+        return [uneven.mean() for uneven in imbalance(plan, packs.size, 6)]
 
-    assert unevenness("tokens") < unevenness("none") / 4
+    (micro, step), (micro_as_they_come, step_as_they_come) = means("tokens"), means("none")
+    assert micro < micro_as_they_come / 2
+    assert step < step_as_they_come / 10
+
+
+def test_balance_by_flops_evens_out_attention_where_packs_are_equally_full():
+    packs = pack([64, *[1] * 64, *[8] * 8, *[32] * 2] * 40, 64, "sequential")
+    options = PlanOptions(seed=0, world_size=4, accumulation=8, attention_cost=0.1, balance="flops")
+    costs = pack_costs(packs, options)
+
+    def worst(balance):
+        return imbalance(plan_epoch(packs, 0, replace(options, balance=balance)), costs, 8)[1].max()
+
+    assert (packs.size == 64).all()
+    assert worst("flops") < 0.06 < 0.3 < worst("tokens")
+
+
+@given(
+    lengths=st.lists(st.integers(1, 6) | st.integers(1, 1000), min_size=1, max_size=120),
+    options=options,
+    strategy=st.sampled_from(["single", "padded", "best_fit_decreasing"]),
+)
+def test_balance_never_makes_ranks_less_even_and_keeps_each_steps_packs(lengths, options, strategy):
+    packs = pack(lengths, 1000, strategy)
+    balanced, as_they_come = (plan_epoch(packs, 1, replace(options, balance=b)) for b in (options.balance, "none"))
+    costs, groups = pack_costs(packs, options), range(0, len(balanced.packs), options.accumulation)
+
+    def per_rank(plan):
+        return np.where(plan.packs == NO_PACK, 0, costs[plan.packs])
+
+    for begin in groups:
+        step = slice(begin, begin + options.accumulation)
+        assert sorted(balanced.packs[step].ravel()) == sorted(as_they_come.packs[step].ravel())
+        ours, theirs = per_rank(balanced)[step], per_rank(as_they_come)[step]
+        assert ours.sum(axis=0).max() <= theirs.sum(axis=0).max() * (1 + 1e-9), "a rank does more in the step"
+        assert ours.max(axis=1).sum() <= theirs.max(axis=1).sum() * (1 + 1e-9), "micro-steps wait longer"
+    again = plan_epoch(packs, 1, options)
+    assert (again.packs == balanced.packs).all(), "not deterministic"
+
+
+def test_the_cost_of_a_pack_counts_its_pairs_within_documents_the_window_and_filler():
+    packs = pack([3, 4, 5], 8, "sequential")
+    flops = PlanOptions(balance="flops", attention_cost=0.5)
+    assert pack_costs(packs, PlanOptions()).tolist() == [7, 5]
+    assert pack_costs(packs, flops).tolist() == [7 + 0.5 * (6 + 10), 5 + 0.5 * 15]
+    assert pack_costs(packs, replace(flops, attention_window=2)).tolist() == [7 + 0.5 * (5 + 7), 5 + 0.5 * 9]
+    assert pack_costs(packs, replace(flops, attention_cost=0.0)).tolist() == [7, 5]
+    assert pack_costs(pack([3, 4], 8, "padded"), flops).tolist() == [8 + 0.5 * 20]
+
+
+def test_imbalance_is_the_dearest_rank_over_the_mean():
+    packs = pack([2, 6, 4, 4, 3], 6, "single")
+    plan = plan_epoch(packs, 0, PlanOptions(world_size=2, accumulation=2, balance="none"))
+    micro, step = imbalance(plan, packs.size, 2)
+    assert micro.tolist() == [0.5, 0.0, 1.0]
+    assert step.tolist() == [0.25, 1.0]
 
 
 @pytest.mark.parametrize(
@@ -99,7 +156,10 @@ def test_balance_evens_out_what_ranks_do_at_the_same_time():
         ({"world_size": 0}, "world_size must be at least 1, got 0"),
         ({"accumulation": 0}, "accumulation must be at least 1, got 0"),
         ({"max_micro_steps": 0}, "max_micro_steps must be at least 1, got 0"),
-        ({"balance": "flops"}, "unknown balance 'flops'; available: tokens, none"),
+        ({"balance": "time"}, "unknown balance 'time'; available: tokens, flops, none"),
+        ({"attention_cost": -1.0}, "attention_cost must be at least 0 and finite, got -1.0"),
+        ({"attention_cost": float("nan")}, "attention_cost must be at least 0 and finite, got nan"),
+        ({"attention_window": 0}, "attention_window must be at least 1, got 0"),
     ],
 )
 def test_bad_options_are_refused(arguments, message):

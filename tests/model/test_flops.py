@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from packmamba import HybridLM, ModelConfig, Packing
 from packmamba.config import AttentionConfig
-from packmamba.model import forward_flops, training_flops
+from packmamba.model import attention_cost, forward_flops, training_flops
 from packmamba.model.flops import layer_flops, visible_pairs
 from tests.model.guarantee import small_config
 
@@ -61,3 +61,19 @@ def test_mamba_130m_costs_about_two_flops_a_parameter_and_token():
 def test_an_unknown_layer_kind_raises():
     with pytest.raises(ValueError, match="'mamba9'; available: mamba1, attention, mlp"):
         layer_flops(small_config("1"), "mamba9", np.array([1]))
+
+
+@pytest.mark.parametrize("window", [None, 7])
+def test_the_cost_of_attention_says_how_flops_grow_with_a_documents_length(window):
+    config = ModelConfig(
+        layer_pattern="1*-*", d_model=64, vocab_size=100, attention=AttentionConfig(sliding_window=window)
+    )
+    cost = attention_cost(config)
+    token = forward_flops(config, [1]) / (1 + cost)
+    for length in (1, 5, 300):
+        pairs = visible_pairs(np.array([length]), window)
+        assert forward_flops(config, [length]) == pytest.approx(token * (length + cost * pairs))
+
+
+def test_a_model_without_attention_has_no_cost_of_attention():
+    assert attention_cost(small_config("1-")) == 0
