@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 LAYER_KINDS = {"1": "mamba1", "*": "attention", "-": "mlp"}
 """Layer-pattern symbols this version builds, and the kind of layer each stands for."""
@@ -17,6 +17,8 @@ RESERVED_LAYER_KINDS = {"2": "mamba2", "3": "mamba3"}
 """Symbols the pattern language keeps for layers that this version does not have yet."""
 
 AttentionBackend = Literal["auto", "varlen", "flash", "sdpa"]
+
+Recompute = Literal["none", "conv", "block"]
 
 
 def parse_layer_pattern(layer_pattern: str) -> tuple[str, ...]:
@@ -145,9 +147,15 @@ class ModelConfig:
     """Keep the residual stream in fp32 where the parameters are narrower."""
     initializer_range: float = 0.02
     """Standard deviation of the embedding at initialisation."""
+    recompute: Recompute = "conv"
+    """What the backward computes again instead of keeping it. conv: in Mamba layers the convolution's output, the step
+    sizes and the gated output, which costs little and halves their memory. block: every layer but its scans and
+    attention. none: nothing."""
 
     def __post_init__(self) -> None:
         kinds = parse_layer_pattern(self.layer_pattern)
+        if self.recompute not in get_args(Recompute):
+            raise ValueError(f"unknown recompute {self.recompute!r}; available: {', '.join(get_args(Recompute))}")
         _require_positive(self, "d_model", "vocab_size", "norm_eps", "initializer_range")
         if "attention" in kinds:
             self._check_heads()

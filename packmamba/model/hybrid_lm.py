@@ -10,11 +10,13 @@ from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from packmamba.config import ModelConfig
 from packmamba.model.block import ResidualBlock
 from packmamba.model.layers import OutputHead, RMSNorm, TokenEmbedding
 from packmamba.model.loss import linear_cross_entropy
+from packmamba.model.recompute import keep_sequence_mixing
 from packmamba.packing import Packing
 
 
@@ -27,13 +29,17 @@ class Backbone(nn.Module):
         self.embedding = TokenEmbedding(config.vocab_size, config.d_model, config.initializer_range)
         self.layers = nn.ModuleList(ResidualBlock(config, kind) for kind in config.layer_kinds)
         self.norm_f = RMSNorm(config.d_model, config.norm_eps)
+        self.recompute_blocks = config.recompute == "block"
 
     def forward(self, input_ids: Tensor, packing: Packing) -> Tensor:
         x = self.embedding(input_ids)
         if self.residual_in_fp32:
             x = x.to(torch.promote_types(x.dtype, torch.float32))
         for layer in self.layers:
-            x = layer(x, packing)
+            if self.recompute_blocks and torch.is_grad_enabled():
+                x = checkpoint(layer, x, packing, use_reentrant=False, context_fn=keep_sequence_mixing)
+            else:
+                x = layer(x, packing)
         return self.norm_f(x)
 
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from packmamba.config import Mamba1Config, ModelConfig
 from packmamba.model.layers import Projection
+from packmamba.model.mamba1_inner import mamba1_inner
 from packmamba.packing import Packing
 
 
@@ -51,6 +52,7 @@ class Mamba1Mixer(nn.Module):
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
         mamba, d_inner = config.mamba1, config.d_inner
+        self.recompute = config.recompute == "conv"  # "block" computes the whole layer again, see hybrid_lm.py
         self.splits = [config.dt_rank, mamba.d_state, mamba.d_state]
         self.in_proj = Projection(config.d_model, 2 * d_inner, bias=mamba.proj_bias)
         # Holds the parameters under their usual names and shapes, (E, 1, W) and (E,); causal_conv1d does the work.
@@ -72,28 +74,33 @@ class Mamba1Mixer(nn.Module):
         nn.init.ones_(self.D)
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
-        u, z = self.in_proj(x).chunk(2, dim=-1)  # (T, E) each
-        u = causal_conv1d(
-            u,
-            self.conv1d.weight.squeeze(1),
-            self.conv1d.bias,
-            activation="silu",
-            cu_seqlens=packing.cu_seqlens,
-            schedule=packing.schedule,
-        )
+        xz = self.in_proj(x)  # (T, 2E)
+        A, D, dt_bias = -torch.exp(_wide(self.A_log)), _wide(self.D), _wide(self.dt_proj.bias)
+        conv_weight = self.conv1d.weight.squeeze(1)
+        if self.recompute and torch.is_grad_enabled():
+            return mamba1_inner(
+                xz,
+                conv_weight,
+                self.conv1d.bias,
+                self.x_proj.weight,
+                self.dt_proj.weight,
+                dt_bias,
+                A,
+                D,
+                self.out_proj.weight,
+                self.out_proj.bias,
+                packing,
+            )
+        u, z = xz.chunk(2, dim=-1)  # (T, E) each
+        documents = {"cu_seqlens": packing.cu_seqlens, "schedule": packing.schedule}
+        u = causal_conv1d(u, conv_weight, self.conv1d.bias, activation="silu", **documents)
         assert isinstance(u, Tensor)  # a pair only where final states are asked for
         dt, B, C = self.x_proj(u).split(self.splits, dim=-1)  # (T, R), (T, N), (T, N)
-        y = selective_scan(
-            u,
-            self.dt_proj(dt),
-            -torch.exp(self.A_log.float()),
-            B,
-            C,
-            D=self.D.float(),
-            z=z,
-            delta_bias=self.dt_proj.bias.float(),
-            delta_softplus=True,
-            cu_seqlens=packing.cu_seqlens,
-            schedule=packing.schedule,
-        )
+        delta = self.dt_proj(dt)
+        y = selective_scan(u, delta, A, B, C, D, z, dt_bias, delta_softplus=True, **documents)
         return self.out_proj(y)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In fp32, or fp64 where the model is: the scan's parameters lose too much in 16 bits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 
 import torch
+from packmamba_kernels.selective_scan import op
 from packmamba_kernels.selective_scan.naive import selective_scan_naive
 
 from tests.support import DEVICE, assert_close, assert_identical
@@ -97,6 +98,19 @@ def assert_same_as_definition(function, inputs, cu_seqlens, rounding=1.0, **flag
         if value.dtype != torch.float32:
             tolerance *= rounding
         assert_close(name, reference[name], value.cpu(), tolerance)
+
+
+def assert_backward_gives_the_output_again(lengths, **options):
+    """For callers that do not keep the output; the gradients stay what they are."""
+    inputs, cu_seqlens = make_inputs(lengths, **options), cu_seqlens_of(lengths)
+    out, _, starts = op._selective_scan(*inputs.values(), cu_seqlens, *[None] * 5, True, False)
+    given = (torch.randn_like(out), None, *inputs.values(), starts, cu_seqlens, *[None] * 5, True)
+    *gradients, again = op._selective_scan_backward(*given, True)
+    assert_close("out", out, again, 1e-6)
+    *wanted, nothing = op._selective_scan_backward(*given, False)
+    assert nothing.numel() == 0
+    for name, expected, actual in zip(inputs, wanted, gradients, strict=True):
+        assert_identical(f"d{name}", expected, actual)
 
 
 PER_TOKEN = ("out", "du", "ddelta", "dB", "dC", "dz")

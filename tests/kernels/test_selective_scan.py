@@ -16,6 +16,7 @@ from packmamba_kernels.selective_scan import op, reference
 from packmamba_kernels.selective_scan.naive import selective_scan_naive
 
 from tests.kernels.scan_cases import (
+    assert_backward_gives_the_output_again,
     assert_documents_identical,
     assert_same_as_definition,
     cu_seqlens_of,
@@ -237,9 +238,9 @@ def test_a_leak_between_documents_is_noticed(monkeypatch):
         return out, states.expand(4, -1, -1).contiguous(), starts
 
     def leaky_backward(dout, dfinal, *rest):
-        *inputs_and_starts, tables, softplus = rest
-        *grads, dinitial = backward(dout, dfinal[-1:], *inputs_and_starts, one_document(tables), softplus)
-        return *grads, dinitial.expand(4, -1, -1).contiguous()
+        *inputs_and_starts, tables, softplus, again = rest
+        *grads, dinitial, out = backward(dout, dfinal[-1:], *inputs_and_starts, one_document(tables), softplus, again)
+        return *grads, dinitial.expand(4, -1, -1).contiguous(), out
 
     monkeypatch.setattr(reference, "forward", leaky_forward)
     monkeypatch.setattr(reference, "backward", leaky_backward)
@@ -301,6 +302,11 @@ def test_saves_its_inputs_and_the_states_at_segment_starts_only():
     given = {v.data_ptr() for v in leaves.values() if v is not None}
     extra = sum(t.numel() * t.element_size() for t in saved if t.data_ptr() not in given)
     assert extra <= 1.2 * 4 * 16 / 64 * sum(lengths) * 64
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_the_backward_gives_the_output_again_where_asked(gate):
+    assert_backward_gives_the_output_again([70, 3], gate=gate)
 
 
 def test_flops_are_counted():

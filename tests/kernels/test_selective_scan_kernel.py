@@ -16,6 +16,7 @@ from packmamba_kernels.selective_scan import op
 from packmamba_kernels.selective_scan.naive import selective_scan_naive
 
 from tests.kernels.scan_cases import (
+    assert_backward_gives_the_output_again,
     assert_documents_identical,
     assert_same_as_definition,
     cu_seqlens_of,
@@ -153,6 +154,11 @@ def test_only_the_final_states_may_have_a_gradient():
         gradients.append(torch.autograd.grad(state.square().sum(), [leaves[k] for k in ("u", "delta", "A", "B")]))
     for name, actual, wanted in zip(("du", "ddelta", "dA", "dB"), *gradients, strict=True):
         assert_close(name, wanted, actual, 5e-5)
+
+
+@pytest.mark.parametrize("gate", [True, False])
+def test_the_backward_gives_the_output_again_where_asked(gate):
+    assert_backward_gives_the_output_again([70, 3], gate=gate)
 
 
 def test_rows_may_be_strided_and_a_schedule_changes_nothing():

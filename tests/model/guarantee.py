@@ -26,7 +26,8 @@ ATTENTION = {
     "attention-gqa": AttentionConfig(num_heads=4, num_kv_heads=2),
     "attention-window": AttentionConfig(num_heads=4, num_kv_heads=1, sliding_window=4),
 }
-MIXERS = ("mamba1", *ATTENTION, "mlp")
+MIXERS = ("mamba1", "mamba1-kept", *ATTENTION, "mlp")
+"""`kept`: computes nothing again in its backward."""
 
 
 def small_config(layer_pattern: str, attention: str = "attention-gqa", **overrides) -> ModelConfig:
@@ -44,9 +45,14 @@ def mixer_case(name: str, packing: Packing, dtype: torch.dtype, device: str = "c
     """A mixer's run, and inputs (T, d_model) for it."""
     torch.manual_seed(0)
     kind = name.partition("-")[0]
-    mixer = _build_mixer(small_config("1", name if kind == "attention" else "attention"), kind).to(device, dtype)
+    config = small_config("1", name if kind == "attention" else "attention", recompute=recompute_of(name))
+    mixer = _build_mixer(config, kind).to(device, dtype)
     x = torch.randn(packing.num_tokens, D_MODEL).to(device, dtype)
     return partial(run_mixer, mixer), x
+
+
+def recompute_of(mixer: str) -> str:
+    return "none" if mixer == "mamba1-kept" else "conv"
 
 
 def run_mixer(mixer: nn.Module, x: Tensor, packing: Packing) -> dict[str, Tensor]:
@@ -58,11 +64,16 @@ def run_mixer(mixer: nn.Module, x: Tensor, packing: Packing) -> dict[str, Tensor
 
 
 def model_case(
-    layer_pattern: str, packing: Packing, dtype: torch.dtype, device: str = "cpu", autocast: bool = False
+    layer_pattern: str,
+    packing: Packing,
+    dtype: torch.dtype,
+    device: str = "cpu",
+    autocast: bool = False,
+    recompute: str = "conv",
 ) -> tuple[Run, Tensor]:
     """A whole model's run, and token ids (T,) for it."""
     torch.manual_seed(0)
-    model = HybridLM(small_config(layer_pattern)).to(device, torch.float32 if autocast else dtype)
+    model = HybridLM(small_config(layer_pattern, recompute=recompute)).to(device, torch.float32 if autocast else dtype)
     ids = torch.randint(VOCAB, (packing.num_tokens,)).to(device)
     return partial(run_model, model, autocast=autocast), ids
 

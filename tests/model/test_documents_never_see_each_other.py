@@ -18,6 +18,7 @@ from tests.model.guarantee import (
     check_permutation,
     mixer_case,
     model_case,
+    recompute_of,
     run_model,
     small_config,
 )
@@ -89,6 +90,15 @@ def forget_documents(op):
     return leaky
 
 
+def forget_the_packing(op):
+    """The same for the function that computes again in its backward."""
+
+    def leaky(xz, *args):
+        return op(xz, *args[:-1], Packing.from_lengths([xz.shape[0]]))
+
+    return leaky
+
+
 def attend_to_the_whole_pack(op):
     def leaky(q, k, v, packing, **options):
         return op(q, k, v, Packing.from_lengths([packing.num_tokens]), **options)
@@ -104,8 +114,9 @@ def mix_tokens(forward):
 
 
 LEAKS = {
-    "conv": ("mamba1", mamba1, "causal_conv1d", forget_documents),
-    "scan": ("mamba1", mamba1, "selective_scan", forget_documents),
+    "conv": ("mamba1-kept", mamba1, "causal_conv1d", forget_documents),
+    "scan": ("mamba1-kept", mamba1, "selective_scan", forget_documents),
+    "inner": ("mamba1", mamba1, "mamba1_inner", forget_the_packing),
     "attention": ("attention", attention_mixer, "varlen_attention", attend_to_the_whole_pack),
     "attention-gqa": ("attention-gqa", attention_mixer, "varlen_attention", attend_to_the_whole_pack),
     "attention-window": ("attention-window", attention_mixer, "varlen_attention", attend_to_the_whole_pack),
@@ -129,7 +140,7 @@ class TestTheChecksCatchALeak:
     def test_in_a_model(self, monkeypatch, mixer, owner, attribute, leak):
         packing = Packing.from_lengths(SEVERAL)
         monkeypatch.setattr(owner, attribute, leak(getattr(owner, attribute)))
-        run, ids = model_case(MODEL_PATTERN, packing, torch.float32)
+        run, ids = model_case(MODEL_PATTERN, packing, torch.float32, recompute=recompute_of(mixer))
         with pytest.raises(AssertionError, match="elements differ"):
             check_no_leak(run, ids, packing)
         with pytest.raises(AssertionError, match="RMS error ratio"):
@@ -161,6 +172,14 @@ def test_a_nan_in_one_document_leaves_every_bit_of_the_others(mixer):
         assert not torch.isfinite(new[2]).all(), f"{name}: the NaN vanished"
         for j in (0, 1, 3, 4, 5):
             assert_identical(f"{name} of document {j}", old[j], new[j])
+
+
+@pytest.mark.parametrize("recompute", ["none", "block"])
+def test_what_the_backward_computes_again_does_not_matter(recompute):
+    packing = Packing.from_lengths(SEVERAL)
+    case = model_case(MODEL_PATTERN, packing, torch.float32, recompute=recompute)
+    check_no_leak(*case, packing)
+    check_packed_equals_separate(*case, packing, RATIO[torch.float32])
 
 
 def test_a_nan_token_leaves_logits_losses_and_gradients_of_other_documents_finite():

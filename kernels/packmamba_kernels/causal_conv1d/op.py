@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 from packmamba_kernels._triton import runs_kernel
 from packmamba_kernels.causal_conv1d import reference
 from packmamba_kernels.checks import check_bounds, check_cu_seqlens, check_schedule
-from packmamba_kernels.schedule import Schedule, Segments, build_segments
+from packmamba_kernels.schedule import Schedule, build_segments
 
 MIN_WIDTH, MAX_WIDTH = 2, 8
 ACTIVATIONS = (None, "silu")
@@ -65,10 +65,7 @@ def causal_conv1d(
     _check_arguments(x, weight, bias, activation, cu_seqlens, schedule, initial_states)
     if cu_seqlens is None:
         cu_seqlens = torch.arange(2, dtype=torch.int32, device=x.device) * x.shape[0]
-    tables = (None, None, None)
-    if schedule is not None:
-        segments = _scheduled_segments(schedule, x.shape[1])
-        tables = (segments.start, segments.length, segments.seq)
+    tables = segment_tables(x, schedule)
     out, final_states = _causal_conv1d(
         x, weight, bias, initial_states, cu_seqlens, *tables, activation, return_final_states
     )
@@ -124,12 +121,16 @@ def _enough_programs(num_segments: int, channels: int) -> bool:
     return num_segments * channels >= MIN_PROGRAMS * 128
 
 
-def _scheduled_segments(schedule: Schedule, channels: int) -> Segments:
+def segment_tables(x: Tensor, schedule: Schedule | None) -> tuple[Tensor | None, ...]:
+    """What the registered operators take for a schedule: start, length and seq of the segments that suit x; three times
+    None without a schedule."""
+    if schedule is None:
+        return (None, None, None)
     chosen = schedule.chunks
     for level in schedule.levels:
-        if level.size in SEGMENT_SIZES and _enough_programs(level.num_segments, channels):
+        if level.size in SEGMENT_SIZES and _enough_programs(level.num_segments, x.shape[1]):
             chosen = level
-    return chosen
+    return chosen.start, chosen.length, chosen.seq
 
 
 def _given_or_built_segments(

@@ -142,7 +142,7 @@ def selective_scan_fwd_kernel(
         b_y = tl.sum(b_h * b_C[:, None], 0) + b_D * b_x  # [BE]
         if HAS_Z:
             b_gate = b_z.to(tl.float32)
-            b_y = b_y * b_gate * sigmoid(b_gate)
+            b_y = b_y * (b_gate * sigmoid(b_gate))
         tl.store(p_out + t * E + o_e, b_y.to(p_out.dtype.element_ty), mask=m_e)
         b_u, b_delta, b_B, b_C, b_z = next_u, next_delta, next_B, next_C, next_z
     if STORE_FINAL:

@@ -76,15 +76,15 @@ def segment_grads_kernel(
 @triton.jit(do_not_specialize=["num_seqs", "num_programs", "T"])
 def forward_sweep_kernel(
     p_dout, p_u, p_delta, p_z, p_B, p_C, p_A, p_D, p_bias, p_initial, p_links,
-    p_inflow, p_chunk_states, p_chunk_steps, p_final, p_dz, p_dC, p_dA, p_dD,
+    p_inflow, p_chunk_states, p_chunk_steps, p_final, p_out, p_dz, p_dC, p_dA, p_dD,
     p_start, p_length, p_seq, p_cu_segments, p_order, num_seqs, num_programs, T,
     stride_u, stride_delta, stride_z, E, width, G,
     N: tl.constexpr, BE: tl.constexpr, RUN: tl.constexpr, EVEN: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
-    HAS_INITIAL: tl.constexpr, HAS_LINKS: tl.constexpr, STORE_FINAL: tl.constexpr,
+    HAS_INITIAL: tl.constexpr, HAS_LINKS: tl.constexpr, STORE_FINAL: tl.constexpr, STORE_OUT: tl.constexpr,
 ):  # fmt: skip
-    """dz, the parts of dC, and for the reverse sweep the inflow and what chunks end with, of every num_programs-th
-    segment of the order; the share of dD that is theirs, and the part of dA that has h.
+    """out again where it is wanted, dz, the parts of dC, and for the reverse sweep the inflow and what chunks end with,
+    of every num_programs-th segment of the order; the share of dD that is theirs, and the part of dA that has h.
 
     p_inflow: (T, E). p_chunk_states: (T/CHUNK, N, E), the state at the end of each chunk that another chunk of its
     segment follows. p_chunk_steps: (T/CHUNK + segments, E), each chunk's sum of Δ. p_final: (S, N, E), the states that
@@ -142,14 +142,19 @@ def forward_sweep_kernel(
                 b_elapsed += b_step
                 b_h = tl.exp2(b_step[None, :] * b_A) * b_h + (b_step * b_x)[None, :] * b_B[:, None]  # [N, BE]
                 b_hC = b_h * b_C[:, None]  # [N, BE]
+                b_y = b_x
+                if HAS_Z or STORE_OUT:
+                    b_y = tl.sum(b_hC, 0) + b_D * b_x  # [BE]
                 if HAS_Z:
                     b_gate = b_z.to(tl.float32)
                     b_sigmoid = sigmoid(b_gate)
                     b_silu = b_gate * b_sigmoid
-                    b_y = tl.sum(b_hC, 0) + b_D * b_x  # [BE]
                     b_dz = b_dy * b_y * (b_sigmoid + b_silu * (1.0 - b_sigmoid))  # [BE]
                     tl.store(p_dz + t * E + o_e, b_dz.to(p_dz.dtype.element_ty), mask=m_e)
                     b_dy = b_dy * b_silu
+                    b_y = b_y * b_silu
+                if STORE_OUT:
+                    tl.store(p_out + t * E + o_e, b_y.to(p_out.dtype.element_ty), mask=m_e)
                 tl.store(p_inflow + t * E + o_e, b_dy * tl.sum(b_hC * b_A, 0), mask=m_e)
                 b_dD += b_dy * b_x
                 b_dA += (b_elapsed * b_dy)[None, :] * b_hC

@@ -26,7 +26,7 @@ from packmamba_kernels.selective_scan.kernel_backward import (
     segment_grads_kernel,
     sum_blocks_kernel,
 )
-from packmamba_kernels.selective_scan.reference import Tables
+from packmamba_kernels.selective_scan.reference import Gradients, Tables
 
 _LOG2_E = 1.4426950408889634
 
@@ -114,8 +114,9 @@ def backward(
     links: Tensor,
     tables: Tables,
     delta_softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of u, delta, A, B, C, D, z, delta_bias and initial_states; None for an input that is None."""
+    return_out: bool,
+) -> Gradients:
+    """As `reference.backward`."""
     (num_tokens, channels), num_states = u.shape, A.shape[1]
     num_seqs, num_links = _counts(tables)
     num_segments = _num_segments(tables)
@@ -132,6 +133,7 @@ def backward(
     dA_parts = A2.new_empty(num_programs, *A2.shape)
     dD_parts, dbias_parts = (None if x is None else A2.new_empty(num_programs, channels) for x in (D, delta_bias))
     dinitial = None if initial is None else torch.empty_like(initial)
+    out = torch.empty(u.shape, dtype=u.dtype, device=u.device) if return_out else None
     inflow = A2.new_empty(num_tokens, channels)
     chunk_states = A2.new_empty(num_tokens // CHUNK, *A2.shape)
     chunk_steps = A2.new_empty(num_tokens // CHUNK + num_segments, channels)
@@ -148,9 +150,9 @@ def backward(
         _launch(
             forward_sweep_kernel, num_programs * shape.blocks,
             dout, u, delta, z, B_rows, C_rows, A2, D_row, bias_row, initial, links,
-            inflow, chunk_states, chunk_steps, final, dz, dC_parts, dA_parts, dD_parts,
+            inflow, chunk_states, chunk_steps, final, out, dz, dC_parts, dA_parts, dD_parts,
             *tables, *counts, *strides, *shape.sizes, **sweep, STORE_FINAL=dfinal is not None,
-            **register_cap(architecture, num_states, "forward_sweep"),
+            STORE_OUT=return_out, **register_cap(architecture, num_states, "forward_sweep"),
         )  # fmt: skip
         if num_links > 0:
             elapsed = A2.new_empty(num_links, channels)
@@ -178,6 +180,7 @@ def backward(
         dz,
         None if delta_bias is None or dbias_parts is None else dbias_parts.sum(0).to(delta_bias.dtype),
         None if dinitial is None else dinitial.mT.contiguous(),
+        out,
     )
 
 

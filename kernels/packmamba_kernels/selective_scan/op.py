@@ -73,15 +73,21 @@ def selective_scan(
     check_arguments(u, delta, A, B, C, D, z, delta_bias, cu_seqlens, schedule, initial_states)
     if cu_seqlens is None:
         cu_seqlens = torch.arange(2, dtype=torch.int32, device=u.device) * u.shape[0]
-    tables = (None,) * 5
-    if schedule is not None:
-        size = _segment_size(u)
-        segments = next(level for level in schedule.levels if level.size == size)
-        tables = (segments.start, segments.length, segments.seq, segments.cu_segments, segments.order)
+    tables = segment_tables(u, schedule)
     out, final_states, _ = _selective_scan(
         u, delta, A, B, C, D, z, delta_bias, initial_states, cu_seqlens, *tables, delta_softplus, return_final_states
     )
     return (out, final_states) if return_final_states else out
+
+
+def segment_tables(u: Tensor, schedule: Schedule | None) -> tuple[Tensor | None, ...]:
+    """What the registered operators take for a schedule: start, length, seq, cu_segments and order of the segments that
+    suit u; five times None without a schedule."""
+    if schedule is None:
+        return (None,) * 5
+    size = _segment_size(u)
+    segments = next(level for level in schedule.levels if level.size == size)
+    return segments.start, segments.length, segments.seq, segments.cu_segments, segments.order
 
 
 def _segment_size(u: Tensor) -> int:
@@ -160,17 +166,19 @@ def _selective_scan_backward(
     cu_segments: Tensor | None,
     segment_order: Tensor | None,
     delta_softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """The gradients of u, delta, A, B, C, D, z, delta_bias and initial_states; empty for an input that is None."""
+    return_out: bool,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The gradients of u, delta, A, B, C, D, z, delta_bias and initial_states, empty for an input that is None; then
+    out, computed again where `return_out`, else empty."""
     tables = (segment_start, segment_length, segment_seq, cu_segments, segment_order)
     tables = _given_or_built(u, cu_seqlens, tables)
     inputs = (u, delta, A, B, C, D, z, delta_bias, initial_states)
     if runs_kernel(u):
         from packmamba_kernels.selective_scan import launch
 
-        grads = launch.backward(dout, dfinal_states, *inputs, starts, tables, delta_softplus)
+        grads = launch.backward(dout, dfinal_states, *inputs, starts, tables, delta_softplus, return_out)
     else:
-        grads = reference.backward(dout, dfinal_states, *inputs, starts, tables, delta_softplus)
+        grads = reference.backward(dout, dfinal_states, *inputs, starts, tables, delta_softplus, return_out)
     return tuple(u.new_empty(0) if grad is None else grad for grad in grads)  # pyright: ignore[reportReturnType]
 
 
@@ -189,7 +197,7 @@ def _(u, delta, A, B, C, D, z, delta_bias, initial_states, cu_seqlens, *tables_a
 
 @_selective_scan_backward.register_fake
 def _(dout, dfinal_states, u, delta, A, B, C, D, z, delta_bias, initial_states, *rest):
-    inputs = (u, delta, A, B, C, D, z, delta_bias, initial_states)
+    inputs = (u, delta, A, B, C, D, z, delta_bias, initial_states, u if rest[-1] else None)
     return tuple(u.new_empty(0) if given is None else given.new_empty(given.shape) for given in inputs)
 
 
@@ -210,7 +218,7 @@ def _backward(ctx, dout: Tensor | None, dfinal_states: Tensor | None, _):
         return (None,) * 17
     if dout is None:
         dout = torch.zeros_like(inputs[0])
-    grads = _selective_scan_backward(dout, dfinal_states, *saved, ctx.delta_softplus)
+    *grads, _ = _selective_scan_backward(dout, dfinal_states, *saved, ctx.delta_softplus, False)
     grads = [None if given is None else grad for given, grad in zip(inputs, grads, strict=True)]
     return *grads, *(None,) * 8
 

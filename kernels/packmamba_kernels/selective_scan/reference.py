@@ -32,6 +32,9 @@ _BLOCK = 32768
 Tables = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
 """start, length, seq, cu_segments and order of the segments."""
 
+Gradients = tuple[Tensor | None, ...]
+"""Of u, delta, A, B, C, D, z, delta_bias and initial_states, then out; None for what is None or not asked for."""
+
 
 class _Rows:
     """The pack as rows in step order, and how chunks follow each other."""
@@ -161,8 +164,9 @@ def backward(
     starts: Tensor,
     tables: Tables,
     delta_softplus: bool,
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
-    """The gradients of u, delta, A, B, C, D, z, delta_bias and initial_states; None for an input that is None."""
+    return_out: bool,
+) -> Gradients:
+    """return_out: whether to compute the forward's out again, for callers that have not kept it."""
     rows = _Rows(tables, *_shape(u, B), state_dtype(u))
     A_rows = rows.spread(A.T)
     A2 = A_rows * _LOG2_E
@@ -171,7 +175,7 @@ def backward(
     drive = step * x
     B_rows, C_rows = rows.pack_matrix(B), rows.pack_matrix(C)
     dy = rows.pack(dout)
-    dgate = dz = None
+    dgate = dz = gate = sigmoid = None
     if z is not None:
         gate = rows.pack(z)
         sigmoid = _sigmoid(gate)
@@ -204,8 +208,13 @@ def backward(
         y[here] = _dot(state[:k], C_rows[here], scratch[:k])
         torch.mul(_dot(product[:k], A_rows, scratch[:k]), dy[here], out=inflow[here])
     skip = None if D is None else rows.spread(D)
+    if skip is not None:
+        y.addcmul_(skip, x)
     if z is not None and dgate is not None:
-        dz = rows.unpack(dgate * (y if skip is None else y + skip * x), z)
+        dz = rows.unpack(dgate * y, z)
+    out = None
+    if return_out:
+        out = rows.unpack(y if gate is None or sigmoid is None else y.mul_(gate).mul_(sigmoid), u)
     del y
 
     # The gradients of states at chunk ends, folded from the documents' ends.
@@ -251,6 +260,7 @@ def backward(
         dz,
         None if delta_bias is None else rows.gather(dstep.sum(0)).view_as(delta_bias).to(delta_bias.dtype),
         None if initial_states is None else rows.gather(grad[rows.first]).mT.contiguous(),
+        out,
     )
 
 
