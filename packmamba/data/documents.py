@@ -62,6 +62,12 @@ class DocumentSplits:
             raise ValueError(f"max_documents must be at least 1, got {max_documents}")
         if empty_documents not in get_args(EmptyDocuments):
             raise ValueError(f"unknown empty_documents {empty_documents!r}; available: skip, error")
+        train = sources["train"]
+        if val_fraction and sources["val"] is None and train is not None and train.repeats_documents:
+            raise ValueError(
+                f"val_fraction {val_fraction} would validate on documents that are trained on, because {train} repeats "
+                "them; set val_source, or val_fraction=0, or stopping_strategy='first_exhausted'"
+            )
         self.sources = sources
         self.tokenizer = tokenizer
         self.val_fraction = val_fraction

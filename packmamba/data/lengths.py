@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import csv
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 
@@ -77,3 +80,70 @@ def sample_lengths(
     lengths = lengths[:count]
     lengths[-1] -= ends[count - 1] - num_tokens
     return lengths
+
+
+def read_histogram(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
+    """Lengths and how many documents have each, int64 (K,) both, lengths ascending.
+
+    path: a `.json` file, `{"length": count, ...}` or `[[length, count], ...]`, or a `.csv` file of two columns, length
+    and count, with or without a line of names.
+
+    Raises FileNotFoundError where there is no file, ValueError for another ending, for what is not a whole number, a
+    length below 1, a count below 0, a length that occurs twice (each with the entry's number), or no document at all.
+    """
+    path = Path(path).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no histogram file {str(path)!r}")
+    if path.suffix not in (".json", ".csv"):
+        raise ValueError(f"a histogram is a .json or a .csv file of lengths and counts, got {str(path)!r}")
+    counts: dict[int, int] = {}
+    for number, entry in enumerate(_json_entries(path) if path.suffix == ".json" else _csv_entries(path), start=1):
+        length, count = _whole_numbers(entry, f"{path}, entry {number}")
+        if length in counts:
+            raise ValueError(f"{path}, entry {number}: the length {length} occurs a second time")
+        counts[length] = count
+    if not any(counts.values()):
+        raise ValueError(f"the histogram {path} counts no document; it needs at least one")
+    lengths = np.array(sorted(counts), dtype=np.int64)
+    return lengths, np.array([counts[length] for length in lengths.tolist()], dtype=np.int64)
+
+
+def _json_entries(path: Path) -> Iterable[object]:
+    try:
+        content = json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON: {error}") from error
+    if not isinstance(content, dict | list):
+        raise ValueError(f'{path} must hold {{"length": count, ...}} or [[length, count], ...], got {content!r}')
+    return content.items() if isinstance(content, dict) else content
+
+
+def _csv_entries(path: Path) -> Iterable[object]:
+    with path.open(newline="") as file:
+        rows = [row for row in csv.reader(file) if row]
+    names = rows and not any(cell.strip().lstrip("-").isdigit() for cell in rows[0])
+    return rows[1:] if names else rows
+
+
+def _whole_numbers(entry: object, origin: str) -> tuple[int, int]:
+    """The length and the count of an entry, checked."""
+    try:
+        if not isinstance(entry, list | tuple) or any(isinstance(value, float) for value in entry):
+            raise ValueError
+        length, count = map(int, entry)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{origin}: expected a length and a count, two whole numbers, got {entry!r}") from error
+    if length < 1 or count < 0:
+        raise ValueError(f"{origin}: a length is at least 1 and a count at least 0, got {length} and {count}")
+    return length, count
+
+
+def sample_histogram(path: str | Path, *, num_documents: int, seed: int = 0) -> np.ndarray:
+    """Tokens of each document, int64 (S,), drawn with the frequencies of a file, the same for the same seed.
+
+    path: see `read_histogram`, which says what is raised. num_documents: at least 1, else ValueError.
+    """
+    if num_documents < 1:
+        raise ValueError(f"num_documents must be at least 1, got {num_documents}")
+    lengths, counts = read_histogram(path)
+    return np.random.default_rng(seed).choice(lengths, num_documents, p=counts / counts.sum())

@@ -5,7 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from packmamba.data.lengths import DISTRIBUTIONS, LONGEST, SHORTEST, sample_lengths
+from packmamba.data.lengths import (
+    DISTRIBUTIONS,
+    LONGEST,
+    SHORTEST,
+    read_histogram,
+    sample_histogram,
+    sample_lengths,
+)
 
 
 @pytest.mark.parametrize("num_tokens", [1, 57, 4096, 65_537])
@@ -49,3 +56,48 @@ def test_bad_input_is_refused_by_name(call, message):
     name, sizes = call
     with pytest.raises(ValueError, match=message):
         sample_lengths(name, **sizes)
+
+
+HISTOGRAMS = {
+    "object.json": '{"7": 2, "3": 4}',
+    "pairs.json": "[[7, 2], [3, 4]]",
+    "names.csv": "length,count\n7,2\n3,4\n",
+    "bare.csv": "7, 2\n\n3, 4\n",
+}
+
+
+@pytest.mark.parametrize("name", HISTOGRAMS)
+def test_a_histogram_is_read_from_json_or_csv(tmp_path, name):
+    (tmp_path / name).write_text(HISTOGRAMS[name])
+    lengths, counts = read_histogram(tmp_path / name)
+    assert (lengths.tolist(), counts.tolist()) == ([3, 7], [4, 2])
+    assert set(sample_histogram(tmp_path / name, num_documents=100).tolist()) == {3, 7}
+
+
+BAD_HISTOGRAMS = {
+    "not-json.json": ("{", r"not-json\.json is not JSON"),
+    "number.json": ("7", r'must hold \{"length": count, \.\.\.\}'),
+    "fraction.json": ('{"7": 2, "8": 0.5}', r"entry 2: expected a length and a count, two whole numbers, got \('8', 0"),
+    "word.json": ('{"long": 2}', r"entry 1: expected a length and a count, two whole numbers, got \('long', 2\)"),
+    "three.csv": ("1,2\n1,2,3\n", "entry 2: expected a length and a count"),
+    "word.csv": ("length,count\n7,many\n", r"entry 1: expected .* got \['7', 'many'\]"),
+    "zero.csv": ("0,2\n", "entry 1: a length is at least 1 and a count at least 0, got 0 and 2"),
+    "negative.csv": ("5,-2\n", "entry 1: a length is at least 1 and a count at least 0, got 5 and -2"),
+    "twice.csv": ("5,2\n5,3\n", "entry 2: the length 5 occurs a second time"),
+    "nothing.csv": ("length,count\n", "counts no document"),
+    "none.json": ('{"7": 0}', "counts no document"),
+    "what.txt": ("7 2", r"is a \.json or a \.csv file"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_HISTOGRAMS)
+def test_a_malformed_histogram_is_named_with_its_entry(tmp_path, name):
+    content, message = BAD_HISTOGRAMS[name]
+    (tmp_path / name).write_text(content)
+    with pytest.raises(ValueError, match=message):
+        read_histogram(tmp_path / name)
+
+
+def test_a_histogram_file_that_is_missing_is_named():
+    with pytest.raises(FileNotFoundError, match=r"no histogram file 'nowhere\.csv'"):
+        sample_histogram("nowhere.csv", num_documents=3)

@@ -1,9 +1,11 @@
-"""Where documents come from. Every source loads as a `datasets.Dataset` with one column, `text`, one row a document."""
+"""Where documents come from. Every source loads as a `datasets.Dataset` of one row a document."""
 
 from packmamba.data.sources.base import Source
 from packmamba.data.sources.files import Files
 from packmamba.data.sources.folder import DatasetFolder
 from packmamba.data.sources.hub import HubDataset
+from packmamba.data.sources.mixture import Mixture
 from packmamba.data.sources.python_docs import PythonDocs
+from packmamba.data.sources.synthetic import Copy, RandomLengths, Recall
 
-__all__ = ["DatasetFolder", "Files", "HubDataset", "PythonDocs", "Source"]
+__all__ = ["Copy", "DatasetFolder", "Files", "HubDataset", "Mixture", "PythonDocs", "RandomLengths", "Recall", "Source"]

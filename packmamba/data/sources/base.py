@@ -1,4 +1,4 @@
-"""What a source is.
+"""What a source is, and the fields that name the columns of a table.
 
 Sources are frozen dataclasses without slots: `slots=True` makes every class twice, and the command line's parser, which
 looks sources up among the subclasses, would find both.
@@ -7,31 +7,120 @@ looks sources up among the subclasses, would find both.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import datasets
 from datasets import Dataset
+
+from packmamba.data.cache import new_folder
 
 
 class Source(ABC):
     """Some documents. Sources are small frozen descriptions; nothing is read before `load`."""
 
+    @property
+    def repeats_documents(self) -> bool:
+        """Whether a document may be more than one row, so that a part of the rows cannot be held out."""
+        return False
+
     @abstractmethod
     def load(self, cache_dir: Path) -> Dataset:
-        """The documents: one string column, `text`, at least one row. What has to be built is kept in `cache_dir`.
+        """The documents, one row each, at least one. What has to be built is kept in `cache_dir`.
+
+        Plain documents are a string column `text`. Conversations are the string columns `prompt` and `completion`, or
+        `messages`: lists of `role` and `content`. Where there are columns of several kinds, a row has one of them, and
+        null in the others.
 
         Raises FileNotFoundError for a path or pattern that matches nothing, ValueError for a missing column (named with
-        those there are), a column that is not text, or no document at all.
+        those there are), a column of another type, or no document at all.
         """
 
 
-def text_only(dataset: Dataset, column: str, origin: str) -> Dataset:
-    """The dataset with `column` alone, as `text`."""
-    if column not in dataset.column_names:
-        raise ValueError(f"{origin} has no column {column!r}; its columns: {', '.join(dataset.column_names)}")
-    if len(dataset) == 0:
-        raise ValueError(f"{origin} is empty; it needs at least one document")
-    dtype = getattr(dataset.features[column], "dtype", type(dataset.features[column]).__name__)
-    if dtype not in ("string", "large_string"):
-        raise ValueError(f"column {column!r} of {origin} holds {dtype}, not text; choose a column of strings")
-    dataset = dataset.select_columns([column])
-    return dataset if column == "text" else dataset.rename_column(column, "text")
+@dataclass(frozen=True, kw_only=True)
+class TableSource(Source):
+    """Rows of a table, and which columns of it are the documents: `column` for plain text; or, for conversations, in
+    which only the assistant's tokens are trained on, `prompt_column` and `completion_column`, or `messages_column`."""
+
+    column: str = "text"
+    """The column that holds plain documents; not looked at where one of the following is set."""
+    prompt_column: str | None = None
+    """Conversations of one turn: the column of what the user says. Needs completion_column too."""
+    completion_column: str | None = None
+    """Conversations of one turn: the column of what the assistant answers."""
+    messages_column: str | None = None
+    """Conversations: a column of lists of messages, each with `role` (system, user, assistant, ...) and `content`."""
+
+    def columns(self) -> dict[str, str]:
+        """The names of the columns to read, and what `load` calls them. Raises ValueError if the fields contradict."""
+        pair = (self.prompt_column, self.completion_column)
+        if self.messages_column is not None and pair != (None, None):
+            raise ValueError(
+                "set messages_column, or prompt_column and completion_column, not both; got "
+                f"messages_column={self.messages_column!r}, prompt_column={pair[0]!r}, completion_column={pair[1]!r}"
+            )
+        if self.messages_column is not None:
+            return {self.messages_column: "messages"}
+        if pair == (None, None):
+            return {self.column: "text"}
+        if pair[0] is None or pair[1] is None or pair[0] == pair[1]:
+            raise ValueError(
+                "prompt_column and completion_column must be set together, to different columns; got "
+                f"prompt_column={pair[0]!r}, completion_column={pair[1]!r}"
+            )
+        return {pair[0]: "prompt", pair[1]: "completion"}
+
+    def documents(self, dataset: Dataset, origin: str) -> Dataset:
+        """The columns of a table that are documents, named as `load` promises. origin: what errors call the table."""
+        columns = self.columns()
+        for column in columns:
+            if column not in dataset.column_names:
+                raise ValueError(f"{origin} has no column {column!r}; its columns: {', '.join(dataset.column_names)}")
+        if len(dataset) == 0:
+            raise ValueError(f"{origin} is empty; it needs at least one document")
+        for column, name in columns.items():
+            _require_type(dataset.features[column], column, name, origin)
+        renamed = {column: name for column, name in columns.items() if column != name}
+        dataset = dataset.select_columns(list(columns))
+        return dataset.rename_columns(renamed) if renamed else dataset
+
+
+def _require_type(feature: Any, column: str, name: str, origin: str) -> None:
+    if name != "messages":
+        if not _is_text(feature):
+            raise ValueError(
+                f"column {column!r} of {origin} holds {_type_name(feature)}, not text; choose a column of strings"
+            )
+        return
+    message = getattr(feature, "feature", None)
+    if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+        raise ValueError(
+            f"column {column!r} of {origin} holds {_type_name(feature)}, not lists of messages; a message has a role "
+            "and a content"
+        )
+    for field in ("role", "content"):
+        if not _is_text(message[field]):
+            raise ValueError(
+                f"messages in column {column!r} of {origin} have a {field} of {_type_name(message[field])}; it must be "
+                "text"
+            )
+
+
+def _is_text(feature: Any) -> bool:
+    return getattr(feature, "dtype", None) in ("string", "large_string")
+
+
+def _type_name(feature: Any) -> str:
+    return feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
+
+
+def stored_once(folder: Path, build: Callable[[], Sequence[str]]) -> Dataset:
+    """The texts kept in `folder`, as a dataset that is read from disk when looked at; built and saved if need be."""
+    if not folder.exists():
+        with new_folder(folder) as temporary:
+            Dataset.from_dict({"text": build()}).save_to_disk(temporary)
+    dataset = datasets.load_from_disk(str(folder))
+    assert isinstance(dataset, Dataset)
+    return dataset

@@ -12,7 +12,7 @@ import datasets
 from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
-from packmamba.data.sources.base import Source, text_only
+from packmamba.data.sources.base import TableSource
 
 FileFormat = Literal["auto", "json", "csv", "parquet", "arrow", "text"]
 
@@ -32,13 +32,11 @@ _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Files(Source):
+class Files(TableSource):
     """Local files: JSON (lines or an array), CSV, Parquet, Arrow or plain text, compressed ones too."""
 
     paths: list[str]
     """Files or glob patterns (`**` reaches into folders). The order given is kept; what a pattern matches is sorted."""
-    column: str = "text"
-    """The column that holds the documents; plain text has only `text`."""
     format: FileFormat = "auto"
     """`auto` goes by the file name's ending."""
     text_document: Literal["file", "paragraph", "line"] = "file"
@@ -68,7 +66,7 @@ class Files(Source):
             raise ValueError(f"{name} hold no row; there has to be at least one document")
         dataset = builder.as_dataset(split="train")
         assert isinstance(dataset, Dataset)
-        return text_only(dataset, self.column, name)
+        return self.documents(dataset, name)
 
 
 _SAMPLE_BY = {"file": "document", "paragraph": "paragraph", "line": "line"}

@@ -9,17 +9,15 @@ from pathlib import Path
 import datasets
 from datasets import Dataset, DatasetDict
 
-from packmamba.data.sources.base import Source, text_only
+from packmamba.data.sources.base import TableSource
 
 
 @dataclass(frozen=True, kw_only=True)
-class DatasetFolder(Source):
+class DatasetFolder(TableSource):
     """A folder written by `Dataset.save_to_disk` or `DatasetDict.save_to_disk`."""
 
     path: str
     """The folder."""
-    column: str = "text"
-    """The column that holds the documents."""
     split: str | None = None
     """Which split, if the folder holds several."""
 
@@ -37,4 +35,4 @@ class DatasetFolder(Source):
             dataset = dataset[self.split]
         elif self.split is not None:
             raise ValueError(f"{folder!r} holds one dataset without splits; leave split unset, got {self.split!r}")
-        return text_only(dataset, self.column, f"the folder {folder!r}")
+        return self.documents(dataset, f"the folder {folder!r}")

@@ -8,17 +8,15 @@ from pathlib import Path
 import datasets
 from datasets import Dataset
 
-from packmamba.data.sources.base import Source, text_only
+from packmamba.data.sources.base import TableSource
 
 
 @dataclass(frozen=True, kw_only=True)
-class HubDataset(Source):
+class HubDataset(TableSource):
     """A dataset of the Hugging Face hub. Without a network, datasets that have been downloaded before still load."""
 
     name: str
     """For example `roneneldan/TinyStories`."""
-    column: str = "text"
-    """The column that holds the documents."""
     config: str | None = None
     """Which configuration of the dataset, if it has several."""
     split: str = "train"
@@ -35,4 +33,4 @@ class HubDataset(Source):
                 "use local files (Files, DatasetFolder), or the offline default PythonDocs"
             ) from error
         assert isinstance(dataset, Dataset)
-        return text_only(dataset, self.column, f"the dataset {self.name!r}")
+        return self.documents(dataset, f"the dataset {self.name!r}")

@@ -11,11 +11,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import datasets
 from datasets import Dataset
 
-from packmamba.data.cache import key_of, new_folder, progress_bar
-from packmamba.data.sources.base import Source, text_only
+from packmamba.data.cache import key_of, progress_bar
+from packmamba.data.sources.base import Source, stored_once
 
 _log = logging.getLogger(__name__)
 
@@ -38,14 +37,7 @@ class PythonDocs(Source):
             raise FileNotFoundError(f"no .py file in {library}: this Python has no source of its standard library")
         stamps = [(str(path.relative_to(library)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         folder = cache_dir / "python-docs" / key_of(sys.version, stamps)
-        if not folder.exists():
-            documents = _python_documents(files)
-            with new_folder(folder) as temporary:
-                Dataset.from_dict({"text": documents}).save_to_disk(temporary)
-            _log.info("collected %d documents of Python %s", len(documents), sys.version.split()[0])
-        dataset = datasets.load_from_disk(str(folder))
-        assert isinstance(dataset, Dataset)
-        return text_only(dataset, "text", "PythonDocs")
+        return stored_once(folder, lambda: _python_documents(files))
 
 
 _NOT_LIBRARY = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -60,6 +52,7 @@ def _python_documents(files: list[Path]) -> list[str]:
         for path in progress.track(files, description="Collecting Python's documentation"):
             documents.update(dict.fromkeys(text.strip() for text in _docstrings(ast.parse(path.read_bytes()))))
     documents.pop("", None)
+    _log.info("collected %d documents of Python %s", len(documents), sys.version.split()[0])
     return list(documents)
 
 

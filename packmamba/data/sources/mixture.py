@@ -1,0 +1,75 @@
+"""Several sources in one, in given proportions."""
+
+from __future__ import annotations
+
+import logging
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, get_args
+
+import datasets
+import numpy as np
+from datasets import Dataset
+
+from packmamba.data.sources.base import Source
+
+_log = logging.getLogger(__name__)
+
+StoppingStrategy = Literal["first_exhausted", "all_exhausted"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mixture(Source):
+    """Documents of several sources: each next one comes from a source that is drawn by its weight.
+
+    Weights count documents, not tokens. The order within each source is kept, and the same seed always gives the same
+    mixture. An epoch is the whole mixture, which `stopping_strategy` ends. Sources of plain text and of conversations
+    can be mixed.
+    """
+
+    sources: list[Source]
+    """What to mix: at least two sources, mixtures among them if you like."""
+    weights: list[float]
+    """One positive number a source; only their proportions matter."""
+    stopping_strategy: StoppingStrategy = "first_exhausted"
+    """first_exhausted: the mixture ends with the last document of the source that runs out first; no document comes
+    twice, the other sources' remaining ones never. all_exhausted: it ends when every document of every source has
+    come; sources that have run out begin again, so validation needs a source of its own."""
+    seed: int = 0
+    """Seed of the drawing."""
+
+    @property
+    def repeats_documents(self) -> bool:
+        return self.stopping_strategy == "all_exhausted" or any(source.repeats_documents for source in self.sources)
+
+    def load(self, cache_dir: Path) -> Dataset:
+        probabilities = self._probabilities()
+        parts = [source.load(cache_dir) for source in self.sources]
+        try:
+            mixed = datasets.interleave_datasets(
+                parts, probabilities=probabilities, seed=self.seed, stopping_strategy=self.stopping_strategy
+            )
+        except ValueError as error:  # messages with other fields beside role and content
+            raise ValueError(f"the columns of a mixture's sources do not fit together: {error}") from error
+        sizes = ", ".join(f"{len(part)} of {type(s).__name__}" for part, s in zip(parts, self.sources, strict=True))
+        _log.info("a mixture of %d documents, %s, from %s", len(mixed), self.stopping_strategy, sizes)
+        return mixed
+
+    def _probabilities(self) -> list[float]:
+        """The weights as what they add up to 1 with. Raises ValueError for fields that cannot be used."""
+        if self.stopping_strategy not in get_args(StoppingStrategy):
+            raise ValueError(
+                f"unknown stopping_strategy {self.stopping_strategy!r}; available: "
+                f"{', '.join(get_args(StoppingStrategy))}"
+            )
+        if len(self.sources) < 2:
+            raise ValueError(f"a mixture needs at least two sources, got {len(self.sources)}")
+        if len(self.weights) != len(self.sources):
+            raise ValueError(
+                f"a mixture needs one weight a source, got {len(self.weights)} weights for {len(self.sources)} sources"
+            )
+        for index, weight in enumerate(self.weights):
+            if not (math.isfinite(weight) and weight > 0):
+                raise ValueError(f"weights must be positive numbers, got {weight} for source {index}")
+        return (np.array(self.weights) / sum(self.weights)).tolist()
