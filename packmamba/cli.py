@@ -20,6 +20,7 @@ COMMANDS = {
     "validate": ("packmamba.trainer_cli", "perplexity, over tokens and document by document, of the validation set"),
     "test": ("packmamba.trainer_cli", "the same for the test set"),
     "predict": ("packmamba.trainer_cli", "each document's loss and perplexity, written to a JSONL file"),
+    "bench": ("packmamba.bench.__main__", "run a benchmark: of the operators, of the compiled kernels, of the loss"),
     "info": ("packmamba.info", "versions, and what each operator and attention backend would run here"),
 }
 """Every command: the module whose `main(argv)` runs it, and its line in `packmamba --help`."""

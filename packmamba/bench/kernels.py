@@ -1,6 +1,6 @@
 """Times the operators over a grid of sizes, document lengths and implementations, forward and backward apart.
 
-    python -m packmamba.bench.kernels --ops causal_conv1d --tokens 4096 65536
+    packmamba bench kernels --ops causal_conv1d --tokens 4096 65536
 
 Each time is the median of many runs, each on fresh random data. Before an implementation is timed its output and
 gradients have to agree with the definition on a smaller pack. On CUDA two lower bounds stand beside each time: bytes
@@ -291,7 +291,7 @@ def plot(rows: Sequence[dict[str, Any]], png: Path, title: str) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        prog="python -m packmamba.bench.kernels",
+        prog="packmamba bench kernels",
         description="Times the packed operators, forward and backward apart, beside their peers where those are there.",
         epilog="document lengths: " + "; ".join(f"{name}: {meaning}" for name, meaning in DISTRIBUTIONS.items()),
     )

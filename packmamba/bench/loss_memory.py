@@ -64,7 +64,9 @@ def _peak_rss() -> int:
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Peak memory and time of the chunked loss on the CPU.")
+    parser = argparse.ArgumentParser(
+        prog="packmamba bench loss_memory", description="Peak memory and time of the chunked loss on the CPU."
+    )
     parser.add_argument("--tokens", type=int, default=16_384, help="T, tokens of the pack")
     parser.add_argument("--vocab-size", type=int, default=50_280, help="V")
     parser.add_argument("--d-model", type=int, default=768, help="width of the hidden states")

@@ -1,4 +1,4 @@
-"""Renders bench/results/*.json into the tables of README.md, between `<!-- table: NAME -->` and `<!-- end -->`.
+"""Renders bench/results/*.json into the tables of the READMEs, between `<!-- table: NAME -->` and `<!-- end -->`.
 
 python -m packmamba.bench.readme_tables
 """
@@ -47,12 +47,31 @@ def loss_memory(report: Report) -> list[list[str]]:
     return rows
 
 
+def instructions(report: Report) -> list[list[str]]:
+    architectures = list(dict.fromkeys(result["architecture"] for result in report["results"]))
+    rows = [["operator", "kernel", *(f"sm_{architecture}" for architecture in architectures)]]
+    cells: dict[tuple[str, str], dict[int, str]] = {}
+    for result in report["results"]:
+        cell = f"{result['instructions']:.0f} · {result['registers']} · {result['resident_warps']}"
+        if result["spilled_bytes"]:
+            cell += f" ({result['spilled_bytes']} B spilled)"
+        cells.setdefault((result["op"], result["kernel"]), {})[result["architecture"]] = cell
+    for (op, kernel), by_architecture in cells.items():
+        rows.append([f"`{op}`", kernel.replace("_", " "), *(by_architecture[a] for a in architectures)])
+    return rows
+
+
 TABLES: dict[str, Callable[[Report], list[list[str]]]] = {
     "throughput": throughput,
     "reference_speed": reference_speed,
     "loss_memory": loss_memory,
+    "instructions": instructions,
 }
 """Tables by name; each is drawn from bench/results/NAME.json."""
+
+
+DOCUMENTS = ("README.md", "kernels/README.md")
+"""Where the tables stand."""
 
 
 def render(readme: str, results: Path) -> str:
@@ -64,7 +83,7 @@ def render(readme: str, results: Path) -> str:
     def table(match: re.Match[str]) -> str:
         name = match[1]
         if name not in TABLES:
-            raise ValueError(f"README.md marks a table {name!r}; available: {', '.join(TABLES)}")
+            raise ValueError(f"a README marks a table {name!r}; available: {', '.join(TABLES)}")
         report = json.loads((results / f"{name}.json").read_text())
         header, *rows = TABLES[name](report)
         lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
@@ -76,19 +95,25 @@ def render(readme: str, results: Path) -> str:
 
 def _where(report: Report) -> str:
     environment = report["environment"]
-    commit = (environment["commit"] or "unknown")[:8] + (" with changes" if environment["dirty"] else "")
+    if report["benchmark"] == "instructions":  # made by a compiler alone, whatever the machine
+        return f"triton {environment['versions']['triton']}, commit {_commit(environment)}."
     return (
         f"{environment['device']}, {environment['threads']} threads, Python {environment['python']}, "
-        f"torch {environment['versions']['torch']}, commit {commit}."
+        f"torch {environment['versions']['torch']}, commit {_commit(environment)}."
     )
 
 
+def _commit(environment: Report) -> str:
+    return (environment["commit"] or "unknown")[:8] + (" with changes" if environment["dirty"] else "")
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Renders bench/results/*.json into the tables of README.md.")
-    parser.add_argument("--readme", type=Path, default=Path("README.md"))
-    parser.add_argument("--results", type=Path, default=Path("bench/results"))
+    parser = argparse.ArgumentParser(description=f"Renders bench/results/*.json into {' and '.join(DOCUMENTS)}.")
+    parser.add_argument("--root", type=Path, default=Path(), help="the repository (default: the working directory)")
     options = parser.parse_args(arguments)
-    options.readme.write_text(render(options.readme.read_text(), options.results))
+    for name in DOCUMENTS:
+        document = options.root / name
+        document.write_text(render(document.read_text(), options.root / "bench" / "results"))
 
 
 if __name__ == "__main__":

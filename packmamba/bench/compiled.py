@@ -37,6 +37,11 @@ class CompiledKernel:
     hot_conversions: tuple[str, ...]
     """The tensor types whose layout an innermost loop of the TTGIR converts, e.g. "16x64xf32"."""
 
+    def resident_warps(self, num_warps: int = 1) -> int:
+        """Warps that the registers of an SM (64 Ki, given out in eights) have room for, `num_warps` at a time."""
+        registers = 8 * -(-self.registers // 8)
+        return min(64, 65_536 // (32 * registers * num_warps) * num_warps)
+
 
 def compile_kernel(
     kernel: Any,

@@ -1,0 +1,42 @@
+"""`packmamba bench NAME`, also `python -m packmamba.bench NAME`: runs one of the project's benchmarks.
+
+Those of the operators and the model need torch, triton and numpy only.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+BENCHMARKS = {
+    "kernels": "time of the operators, beside their bounds and other packages' operators",
+    "instructions": "instructions, registers and spills of the kernels, compiled for GPUs that need not be here",
+    "loss_memory": "peak memory and time of the loss, in chunks and whole",
+}
+"""Every benchmark: a module beside this one, whose `main(argv)` runs it, and its line in the help."""
+
+HELP = """usage: packmamba bench NAME [OPTIONS]
+
+benchmarks:
+{benchmarks}
+
+`packmamba bench NAME --help` for the options of one.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns the exit code. Exits with a message for a benchmark that does not exist, naming those that do."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if not arguments or arguments[0] in ("-h", "--help"):
+        lines = [f"  {name:<14} {line}" for name, line in BENCHMARKS.items()]
+        print(HELP.format(benchmarks="\n".join(lines)), end="")
+        return 0
+    name, *options = arguments
+    if name not in BENCHMARKS:
+        raise SystemExit(f"unknown benchmark {name!r}; available: {', '.join(BENCHMARKS)}")
+    return importlib.import_module(f"packmamba.bench.{name}").main(options) or 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
