@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info
 
 from packmamba.data.cache import DEFAULT_CACHE_DIR
 from packmamba.data.documents import SPLITS, Documents, DocumentSplits, EmptyDocuments, Split
-from packmamba.data.loader import PackedDataset, PackLoader, PlanSampler
+from packmamba.data.loader import PackedDataset, PackLoader, PlanSampler, Position
 from packmamba.data.packers import STRATEGIES, Packs, Strategy, pack
 from packmamba.data.plan import Balance, PlanOptions
+from packmamba.data.progress import TrainingProgress
 from packmamba.data.sources import PythonDocs, Source
 from packmamba.data.tokenizers import ByteTokenizer, Tokenizer
 
@@ -31,15 +30,6 @@ _SPLITS_OF: dict[str | None, tuple[Split, ...]] = {
 
 _PYTHON_DOCS = PythonDocs()
 _BYTES = ByteTokenizer()
-
-
-@dataclass(frozen=True)
-class _Position:
-    """Where training stands: `consumed` micro-batches of `epoch` are trained on, `batches` in Lightning's own count."""
-
-    epoch: int = 0
-    consumed: int = 0
-    batches: int = 0
 
 
 class PackedDataModule(LightningDataModule):
@@ -133,8 +123,7 @@ class PackedDataModule(LightningDataModule):
         self.num_workers = num_workers
         self._documents: dict[Split, Documents | None] = {}
         self._packs: dict[tuple[Split, str], Packs] = {}
-        self._train: PackedDataset | None = None
-        self._base = _Position()
+        self._progress = TrainingProgress(lambda: self.trainer)
         self._saved_fingerprint: dict[str, Any] | None = None
 
     @property
@@ -152,8 +141,8 @@ class PackedDataModule(LightningDataModule):
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the documents of a stage (`fit`, `validate`, `test`, `predict`), or of all."""
-        if stage == "fit" and self.trainer is not None and self._trained_batches() == 0:
-            self._base, self._saved_fingerprint = _Position(), None
+        if stage == "fit" and self._progress.reset():
+            self._saved_fingerprint = None
         for split in _SPLITS_OF[stage]:
             if split not in self._documents:
                 self._documents[split] = self.splits.open(split)
@@ -233,10 +222,10 @@ class PackedDataModule(LightningDataModule):
         dataset = self.dataset("train", world_size=world_size, rank=rank, accumulation=accumulation)
         if isinstance(limit, int) or limit < 1.0:  # to Lightning 1 is one batch, and 1.0 are all of them
             dataset = dataset.shortened(max(1, limit if isinstance(limit, int) else int(limit * len(dataset))))
-        self._train = dataset
+        self._progress.dataset = dataset
         if self._saved_fingerprint is not None:
             _require_same(self._saved_fingerprint, self._fingerprint(dataset))
-        return self._loader(dataset, self._start, self._set_epoch)
+        return self._loader(dataset, self._progress.start, self._progress.set_epoch)
 
     def val_dataloader(self) -> PackLoader | list[PackLoader]:
         """Batches of the validation documents in a fixed order; an empty list if there are none."""
@@ -254,12 +243,12 @@ class PackedDataModule(LightningDataModule):
 
     def _eval_loader(self, split: Split) -> PackLoader:
         world_size, rank = self._replicas()
-        return self._loader(self.dataset(split, world_size=world_size, rank=rank), lambda: (0, 0))
+        return self._loader(self.dataset(split, world_size=world_size, rank=rank), Position)
 
     def _loader(
         self,
         dataset: PackedDataset,
-        position: Callable[[], tuple[int, int]],
+        position: Callable[[], Position],
         set_epoch: Callable[[int], None] | None = None,
     ) -> PackLoader:
         return PackLoader(
@@ -292,29 +281,25 @@ class PackedDataModule(LightningDataModule):
     # Position and resume
 
     @property
-    def position(self) -> tuple[int, int]:
-        """The epoch, and the micro-batches of it (on each rank) that have been trained on; prefetched ones are not."""
-        if self.trainer is None or self._train is None:
-            return self._base.epoch, self._base.consumed
-        since = self._trained_batches() - self._base.batches
-        epochs, consumed = divmod(self._base.consumed + since, len(self._train))
-        return self._base.epoch + epochs, consumed
+    def position(self) -> Position:
+        """Where training stands, by complete optimiser steps; prefetched batches do not count."""
+        return self._progress.position
 
-    def seek(self, epoch: int, consumed: int = 0) -> None:
-        """Sets the position: the next iteration over the training loader starts there. A Trainer does this itself."""
-        self._base = _Position(epoch, consumed, self._trained_batches())
+    def seek(self, epoch: int, packs: int = 0) -> None:
+        """The next iteration over the training loader starts behind so many packs of the epoch, which without a Trainer
+        is so many batches. A Trainer does this itself."""
+        self._progress.seek(Position(epoch, packs=packs))
 
     def state_dict(self) -> dict[str, Any]:
         """The position and what it refers to; the same on every rank. Empty where nothing was trained on."""
-        if self._train is None:
+        if self._progress.dataset is None:
             return {}
-        epoch, consumed = self.position
-        position = _Position(epoch, consumed, self._trained_batches())
-        return asdict(position) | {"fingerprint": self._fingerprint(self._train)}
+        return self._progress.state_dict() | {"fingerprint": self._fingerprint(self._progress.dataset)}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the position of a checkpoint; whether the data are the same is checked when the loader is made."""
-        self._base = _Position(state_dict["epoch"], state_dict["consumed"], state_dict["batches"])
+        """Takes the position of a checkpoint; whether the data are the same is checked when the loader is made. The
+        number of ranks and `accumulate_grad_batches` may be others: they share what is left of the epoch."""
+        self._progress.load_state_dict(state_dict)
         self._saved_fingerprint = state_dict["fingerprint"]
 
     def _fingerprint(self, dataset: PackedDataset) -> dict[str, Any]:
@@ -331,40 +316,7 @@ class PackedDataModule(LightningDataModule):
             "balance": self.balance,
             "attention_cost": self.attention_cost if self.balance == "flops" else None,
             "attention_window": self.attention_window if self.balance == "flops" else None,
-            "world_size": dataset.options.world_size,
-            "accumulate_grad_batches": dataset.options.accumulation,
         }
-
-    def _progress(self) -> Any:
-        assert self.trainer is not None
-        return self.trainer.fit_loop.epoch_loop.batch_progress
-
-    def _trained_batches(self) -> int:
-        """Batches that Lightning has trained on since the run began, resumed ones included. Counts the batch at hand in
-        `on_train_batch_end`, where checkpoints are saved, which its `completed` does not yet."""
-        return 0 if self.trainer is None else self._progress().total.processed
-
-    def _fitting(self) -> bool:
-        state = None if self.trainer is None else self.trainer.state
-        return state is not None and state.fn == TrainerFn.FITTING and state.status == TrainerStatus.RUNNING
-
-    def _start(self) -> tuple[int, int]:
-        """The position from which an iteration over the training loader starts.
-
-        Lightning's epoch number is not enough to tell: it moves on when `max_steps` ends a run in the middle of an
-        epoch, and the iterator of a resumed run is made before Lightning sets the sampler's epoch.
-        """
-        if not self._fitting():
-            return self._base.epoch, self._base.consumed
-        epoch, consumed = self.position
-        if consumed and self._progress().current.processed == 0:
-            self.seek(epoch + 1)  # Lightning begins a new epoch: the last one was ended early
-            return epoch + 1, 0
-        return epoch, consumed
-
-    def _set_epoch(self, epoch: int) -> None:
-        if not self._fitting() and epoch != self._base.epoch:
-            self.seek(epoch)
 
 
 def _require_same(saved: dict[str, Any], current: dict[str, Any]) -> None:

@@ -1,14 +1,14 @@
 """Packs as a dataset that any number of loader workers can index, and the sampler that walks through it.
 
-The key of a batch is one integer: epoch · M + micro-step, where M is the number of micro-steps of an epoch. What lies
-behind a key is a pure function of it, so workers hold no position, and a position is a number to start from.
+What lies behind the key of a batch is a pure function of it, so workers hold no position, and a position is a few
+numbers to start from.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -16,14 +16,40 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler
 from packmamba.data.collate import collate
 from packmamba.data.corpus import Corpus
 from packmamba.data.packers import Packs
-from packmamba.data.plan import NO_PACK, EpochPlan, PlanOptions, num_micro_steps, plan_epoch
+from packmamba.data.plan import (
+    NO_PACK,
+    EpochPlan,
+    PlanOptions,
+    micro_steps_left,
+    num_micro_steps,
+    packs_after,
+    plan_epoch,
+)
 from packmamba.packing import PackedBatch
 
 
-class PackedDataset(Dataset[PackedBatch]):
-    """The batches of one rank: `dataset[key]`, with key = epoch · len(dataset) + micro-step.
+class Position(NamedTuple):
+    """Where training stands, the same on every rank: all packs before it are trained on, and none behind it."""
 
-    A sequence of the first epoch's batches, to those who know nothing of epochs.
+    epoch: int = 0
+    section: int = 0
+    """Of a streamed source; any other has one."""
+    packs: int = 0
+    """How many packs of the section's order are done, by whole optimiser steps."""
+
+
+class Key(NamedTuple):
+    """A batch of each rank: the one so many micro-steps after a position."""
+
+    position: Position
+    micro_step: int
+
+
+class PackedDataset(Dataset[PackedBatch]):
+    """The batches of one rank: `dataset[Key(position, micro_step)]`.
+
+    A sequence of the first epoch's batches, to those who know nothing of positions: the integer
+    epoch · len(dataset) + micro-step is a key too.
     """
 
     def __init__(
@@ -46,7 +72,7 @@ class PackedDataset(Dataset[PackedBatch]):
         self.rank = rank
         self.pad_to = pad_to
         self.pad_id = pad_id
-        self._plan: tuple[int, EpochPlan] | None = None
+        self._plan: tuple[Position, EpochPlan] | None = None
 
     def __len__(self) -> int:
         """M, the micro-steps of an epoch."""
@@ -59,17 +85,42 @@ class PackedDataset(Dataset[PackedBatch]):
             self.corpus, self.documents, self.packs, options, rank=self.rank, pad_to=self.pad_to, pad_id=self.pad_id
         )
 
-    def plan(self, epoch: int) -> EpochPlan:
-        """The plan of an epoch; the latest is kept."""
-        if self._plan is None or self._plan[0] != epoch:
-            self._plan = epoch, plan_epoch(self.packs, epoch, self.options)
+    def plan(self, position: Position) -> EpochPlan:
+        """The plan of what is left of an epoch; the latest is kept."""
+        if self._plan is None or self._plan[0] != position:
+            self._plan = position, plan_epoch(self.packs, position.epoch, self.options, position.packs)
         return self._plan[1]
 
-    def __getitem__(self, key: int) -> PackedBatch:
-        if key < 0:
-            raise IndexError(f"keys start at 0, got {key}")
-        epoch, micro_step = divmod(key, len(self))
-        plan = self.plan(epoch)
+    def keys(self, position: Position) -> Iterator[Key]:
+        """What is left of the epoch of a position."""
+        left = micro_steps_left(len(self.packs), position.packs, self.options)
+        return (Key(position, micro_step) for micro_step in range(left))
+
+    def micro_steps_done(self, position: Position) -> int:
+        """How many of its micro-steps an epoch has behind it at a position."""
+        return len(self) - micro_steps_left(len(self.packs), position.packs, self.options)
+
+    def after(self, position: Position, micro_steps: int) -> tuple[Position, int]:
+        """The position so many micro-steps later, and how many of them lie behind it, in an optimiser step that is not
+        complete."""
+        while micro_steps >= (left := micro_steps_left(len(self.packs), position.packs, self.options)):
+            micro_steps -= left
+            position = Position(position.epoch + 1)
+        packs, open_steps = packs_after(len(self.packs), position.packs, micro_steps, self.options)
+        return position._replace(packs=packs), open_steps
+
+    def describe(self, position: Position) -> str:
+        """A position in words."""
+        return f"{position.packs} of {len(self.packs)} packs of epoch {position.epoch}"
+
+    def __getitem__(self, key: Key | int) -> PackedBatch:
+        if isinstance(key, int):
+            if key < 0:
+                raise IndexError(f"keys start at 0, got {key}")
+            epoch, micro_step = divmod(key, len(self))
+            key = Key(Position(epoch), micro_step)
+        plan = self.plan(key.position)
+        micro_step = key.micro_step
         index = int(plan.packs[micro_step, self.rank])
         step_targets = int(plan.step_targets[micro_step])
         if index == NO_PACK:
@@ -104,14 +155,14 @@ class PlanSampler(DistributedSampler):
     def __init__(
         self,
         dataset: PackedDataset,
-        position: Callable[[], tuple[int, int]],
+        position: Callable[[], Position],
         set_epoch: Callable[[int], None] | None = None,
     ) -> None:
-        """position: called whenever an iteration begins; gives the epoch and the micro-steps of it that are done.
-        set_epoch: called with what `set_epoch` is called with."""
+        """position: called whenever an iteration begins; says where. set_epoch: called with what `set_epoch` is called
+        with."""
         super().__init__(dataset, num_replicas=dataset.options.world_size, rank=dataset.rank, shuffle=False)
-        self._steps = len(dataset)
         self._unlimited = num_micro_steps(len(dataset.packs), replace(dataset.options, max_micro_steps=None))
+        self._packed = dataset
         self._position = position
         self._set_epoch = set_epoch
 
@@ -120,9 +171,8 @@ class PlanSampler(DistributedSampler):
         if self._set_epoch is not None:
             self._set_epoch(epoch)
 
-    def __iter__(self) -> Iterator[int]:
-        epoch, done = self._position()
-        return iter(range(epoch * self._steps + done, (epoch + 1) * self._steps))
+    def __iter__(self) -> Iterator[Key]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return self._packed.keys(self._position())
 
     def __len__(self) -> int:
         """Micro-steps that would train on every pack: what Lightning applies `limit_train_batches` to, and what it

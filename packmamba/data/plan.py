@@ -6,6 +6,9 @@ Every rank takes the same M = ⌈packs / G⌉ micro-steps. The packs of an epoch
 seed and the epoch alone; an optimiser step trains on the next A · G of them, whatever A and G are. Where packs run out
 in the last micro-step, the ranks without one get no pack (-1: the loader hands them a batch without targets), so that
 nothing is dropped, nothing repeated, and no rank waits for another.
+
+Between two optimiser steps, a position in an epoch is therefore one number: how many packs of its order are done. The
+rest can be shared among another number of ranks, or accumulated otherwise.
 """
 
 from __future__ import annotations
@@ -36,6 +39,8 @@ class PlanOptions:
     """G, ranks that take different data."""
     accumulation: int = 1
     """A, micro-batches of an optimiser step on each rank; the epoch's last step may have fewer."""
+    whole_steps: bool = False
+    """Fill the last optimiser step with micro-steps without packs, because training goes on with other packs."""
     max_micro_steps: int | None = None
     """End the epoch after so many micro-steps; None: when every pack has been trained on."""
     balance: Balance = "tokens"
@@ -59,36 +64,74 @@ class PlanOptions:
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan:
-    """One epoch, for all ranks."""
+    """What is left of one epoch, for all ranks."""
 
     packs: np.ndarray
-    """int64 (M, G): the pack of each micro-step and rank, NO_PACK where there is none."""
+    """int64 (micro-steps left, G): the pack of each micro-step and rank, NO_PACK where there is none."""
     step_targets: np.ndarray
-    """int64 (M,): targets of the whole optimiser step that the micro-step belongs to, over all ranks."""
+    """int64 (micro-steps left,): targets of the whole optimiser step that the micro-step belongs to, over all ranks."""
 
 
 def num_micro_steps(num_packs: int, options: PlanOptions) -> int:
     """M, micro-steps of an epoch; the same for every rank and every epoch."""
-    steps = -(-num_packs // options.world_size)
-    return steps if options.max_micro_steps is None else min(steps, options.max_micro_steps)
+    return micro_steps_left(num_packs, 0, options)
 
 
-def plan_epoch(packs: Packs, epoch: int, options: PlanOptions) -> EpochPlan:
-    """The plan of one epoch. Deterministic, and the same on every rank."""
+def micro_steps_left(num_packs: int, done: int, options: PlanOptions) -> int:
+    """Micro-steps until the end of an epoch of which the first `done` packs are trained on.
+
+    The others of its M count as taken: M less those left, also where other numbers of ranks have taken them.
+    """
+    steps = -(-max(0, packs_of_epoch(num_packs, options) - done) // options.world_size)
+    return -(-steps // options.accumulation) * options.accumulation if options.whole_steps else steps
+
+
+def packs_of_epoch(num_packs: int, options: PlanOptions) -> int:
+    """How many packs an epoch trains on: all, unless `max_micro_steps` ends it before."""
+    if options.max_micro_steps is None:
+        return num_packs
+    return min(num_packs, options.max_micro_steps * options.world_size)
+
+
+def packs_after(num_packs: int, done: int, micro_steps: int, options: PlanOptions) -> tuple[int, int]:
+    """The packs that are done when so many micro-steps have been taken since `done` were; and the micro-steps that have
+    been taken since, because an optimiser step is not complete. Its packs count when it is."""
+    total, left = num_micro_steps(num_packs, options), micro_steps_left(num_packs, done, options)
+    taken = total - left
+    complete = micro_steps
+    if micro_steps < left:
+        complete = max(0, (taken + micro_steps) // options.accumulation * options.accumulation - taken)
+    return min(packs_of_epoch(num_packs, options), done + complete * options.world_size), micro_steps - complete
+
+
+def plan_epoch(packs: Packs, epoch: int | tuple[int, ...], options: PlanOptions, done: int = 0) -> EpochPlan:
+    """The plan of one epoch, from the first pack of its order that is not done. The same on every rank.
+
+    epoch: a number, or a few; each shuffles differently. done: packs that are trained on, at the end of an optimiser
+    step; see `packs_after`. Where ⌈M / A⌉ optimiser steps would begin elsewhere, because the packs before were shared
+    otherwise, the first step is a short one.
+    """
     order = np.arange(len(packs))
     if options.seed is not None:
-        order = np.random.default_rng((options.seed, epoch)).permutation(len(packs))
+        numbers = (epoch,) if isinstance(epoch, int) else epoch
+        order = np.random.default_rng((options.seed, *numbers)).permutation(len(packs))
     ranks, accumulation = options.world_size, options.accumulation
-    steps = num_micro_steps(len(packs), options)
-    optimiser_steps = -(-steps // accumulation)
-    slots = np.full(optimiser_steps * accumulation * ranks, NO_PACK, dtype=np.int64)
-    trained = order[: steps * ranks]
-    slots[: trained.size] = trained
+    steps = micro_steps_left(len(packs), done, options)
+    head = min(steps, (steps - num_micro_steps(len(packs), options)) % accumulation)  # completes the step at hand
+    padded = head - (head - steps) // accumulation * accumulation
+    slots = np.full((padded, ranks), NO_PACK, dtype=np.int64)
+    trained = order[done : packs_of_epoch(len(packs), options)]
+    slots.reshape(-1)[: trained.size] = trained
     if options.balance != "none":
-        slots = _balanced(slots.reshape(optimiser_steps, accumulation, ranks), pack_costs(packs, options))
-    assigned = slots.reshape(-1, ranks)[:steps]
+        costs = pack_costs(packs, options)
+        for part, length in ((slots[:head], head), (slots[head:], accumulation)):
+            if part.size:
+                part[:] = _balanced(part.reshape(-1, length, ranks), costs).reshape(part.shape)
+    assigned = slots[:steps]
     targets = np.where(assigned == NO_PACK, 0, packs.num_targets[assigned]).sum(axis=1)
-    begins = np.arange(0, steps, accumulation)
+    begins = np.arange(head, steps, accumulation)
+    if head:
+        begins = np.append(0, begins)
     return EpochPlan(assigned, np.repeat(np.add.reduceat(targets, begins), np.diff(begins, append=steps)))
 
 

@@ -10,7 +10,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from packmamba.data.packers import Packs, pack
-from packmamba.data.plan import NO_PACK, PlanOptions, imbalance, num_micro_steps, pack_costs, plan_epoch
+from packmamba.data.plan import (
+    NO_PACK,
+    PlanOptions,
+    imbalance,
+    micro_steps_left,
+    num_micro_steps,
+    pack_costs,
+    packs_after,
+    plan_epoch,
+)
 
 LENGTHS = np.random.default_rng(0).integers(1, 50, 300)
 
@@ -62,6 +71,51 @@ def test_a_step_trains_on_the_same_packs_however_it_is_divided():
     assert len(packs) % 4, "the last step should be an incomplete one"
 
 
+stretches = st.lists(st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(0, 8)), max_size=4)
+
+
+@given(documents=st.integers(1, 60), options=options, stretches=stretches, whole=st.booleans())
+def test_what_some_ranks_have_left_others_share(documents, options, stretches, whole):
+    """Stretches of (ranks, accumulation, micro-steps) with new ones in between, then the options to the end."""
+    packs = some_packs(documents)
+    options = replace(options, whole_steps=whole)
+    trained: list[int] = []
+    done = 0
+    for ranks, accumulation, micro_steps in stretches:
+        other = replace(options, world_size=ranks, accumulation=accumulation)
+        plan = plan_epoch(packs, 1, other, done)
+        micro_steps = min(micro_steps, len(plan.packs))
+        done, still_open = packs_after(len(packs), done, micro_steps, other)
+        assert still_open < accumulation
+        complete = plan.packs[: micro_steps - still_open]
+        trained += complete[complete != NO_PACK].tolist()
+        assert len(trained) == done
+    rest = plan_epoch(packs, 1, options, done)
+    left = micro_steps_left(len(packs), done, options)
+    assert rest.packs.shape == (left, options.world_size)
+    assert sorted(trained + rest.packs[rest.packs != NO_PACK].tolist()) == list(range(len(packs)))
+    first = (num_micro_steps(len(packs), options) - left) % options.accumulation
+    for begin in range(-first, left, options.accumulation):
+        step = slice(max(0, begin), begin + options.accumulation)
+        group = rest.packs[step]
+        expected = sum(int(packs.num_targets[p]) for p in group.ravel() if p != NO_PACK)
+        assert (rest.step_targets[step] == expected).all()
+        assert not len(group) or (group != NO_PACK).any(), "an optimiser step without any pack"
+    if whole:
+        assert left % options.accumulation == first == 0
+
+
+@given(documents=st.integers(1, 60), options=options, micro_steps=st.integers(0, 60))
+def test_a_plan_made_in_the_middle_is_the_rest_of_the_whole_one(documents, options, micro_steps):
+    packs = some_packs(documents)
+    whole = plan_epoch(packs, 0, options)
+    micro_steps = min(micro_steps, len(whole.packs))
+    done, still_open = packs_after(len(packs), 0, micro_steps, options)
+    rest = plan_epoch(packs, 0, options, done)
+    assert (rest.packs == whole.packs[micro_steps - still_open :]).all()
+    assert (rest.step_targets == whole.step_targets[micro_steps - still_open :]).all()
+
+
 def test_epochs_and_seeds_shuffle_differently_and_reproducibly():
     packs = some_packs(100)
 
@@ -76,13 +130,16 @@ def test_epochs_and_seeds_shuffle_differently_and_reproducibly():
 def test_a_shortened_epoch_is_the_beginning_of_the_whole_one():
     packs = some_packs(200)
     whole = plan_epoch(packs, 2, PlanOptions(seed=0, world_size=2, accumulation=3))
-    short = plan_epoch(packs, 2, PlanOptions(seed=0, world_size=2, accumulation=3, max_micro_steps=8))
+    options = PlanOptions(seed=0, world_size=2, accumulation=3, max_micro_steps=8)
+    short = plan_epoch(packs, 2, options)
     assert short.packs.shape == (8, 2)
     assert (short.packs[:6] == whole.packs[:6]).all()
     assert (short.step_targets[:6] == whole.step_targets[:6]).all()
     last = short.packs[6:]
     assert (short.step_targets[6:] == packs.num_targets[last].sum()).all(), "targets that are never trained on count"
     assert num_micro_steps(3, PlanOptions(max_micro_steps=8)) == 3
+    assert (plan_epoch(packs, 2, options, done=12).packs == last).all()
+    assert len(plan_epoch(packs, 2, replace(options, world_size=1), done=12).packs) == 0
 
 
 def test_balance_evens_out_what_ranks_do_at_the_same_time_and_in_a_step():

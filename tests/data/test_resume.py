@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,8 @@ import pytest
 import torch
 
 from packmamba.data import PackedDataModule
+from packmamba.data.loader import Position
+from packmamba.data.progress import TrainingProgress
 from packmamba.data.sources import Files
 from packmamba.data.tokenizers import ByteTokenizer
 
@@ -30,11 +34,22 @@ class Recorder(pl.LightningModule):
         super().__init__()
         self.weight = torch.nn.Parameter(torch.zeros(1))
         self.seen: list[Batch] = []
+        self.targets: list[int] = []
+        self.steps: list[int] = []
         self.report = report
 
     def training_step(self, batch, batch_idx):
         self.seen.append((batch.doc_ids.tolist(), batch.step_targets))
+        self.targets.append(batch.num_targets)
         return self.weight.sum()
+
+    def on_before_optimizer_step(self, optimizer):
+        self.steps.append(len(self.seen))
+
+    @property
+    def stepped(self) -> int:
+        """Batches seen when the weights last changed."""
+        return self.steps[-1] if self.steps else 0
 
     def validation_step(self, batch, batch_idx):
         pass
@@ -52,7 +67,7 @@ class Recorder(pl.LightningModule):
 
 
 class SaveEverywhere(pl.Callback):
-    """A checkpoint wherever checkpoints are saved, with the number of batches seen by then."""
+    """A checkpoint wherever checkpoints are saved, with the number of batches that its weights have learned from."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -61,7 +76,7 @@ class SaveEverywhere(pl.Callback):
     def save(self, trainer, moment: str) -> None:
         path = str(self.folder / f"{moment}-{len(self.saved)}.ckpt")
         trainer.save_checkpoint(path)
-        self.saved[path] = moment, len(trainer.lightning_module.seen)
+        self.saved[path] = moment, trainer.lightning_module.stepped
 
     def on_train_batch_end(self, trainer, *_):
         self.save(trainer, "batch")
@@ -89,10 +104,13 @@ def trainer(**options: Any) -> pl.Trainer:
     return pl.Trainer(**({"accelerator": "cpu", "enable_checkpointing": False, "max_epochs": 3} | quiet | options))
 
 
-def train(data, tmp_path: Path, *, checkpoint: str | None = None, num_workers: int = 0, **options: Any):
-    """The batches of a run, and the checkpoints saved on the way."""
-    model, save = Recorder(), SaveEverywhere(tmp_path)
-    callbacks = [] if checkpoint else [save]
+def train(
+    data, tmp_path: Path, *, model=None, checkpoint: str | None = None, keep=False, num_workers: int = 0, **options: Any
+):
+    """The batches of a run, and the checkpoints saved on the way, unless it was resumed; `keep` saves them then too."""
+    folder = Path(tempfile.mkdtemp(dir=tmp_path))
+    model, save = model or Recorder(), SaveEverywhere(folder)
+    callbacks = [save] if keep or checkpoint is None else []
     trainer(callbacks=callbacks, **options).fit(model, datamodule=data(num_workers=num_workers), ckpt_path=checkpoint)
     return model.seen, save.saved
 
@@ -103,15 +121,20 @@ def train(data, tmp_path: Path, *, checkpoint: str | None = None, num_workers: i
         pytest.param({}, id="plain"),
         pytest.param({"accumulate_grad_batches": 3}, id="accumulated"),
         pytest.param({"val_check_interval": 5}, id="validating"),
+        pytest.param({"val_check_interval": 5, "accumulate_grad_batches": 3}, id="validating-accumulated"),
         pytest.param({"limit_val_batches": 0}, id="no-validation"),
         pytest.param({"limit_train_batches": 7, "accumulate_grad_batches": 2}, id="short-epochs"),
         pytest.param({"limit_train_batches": 1, "max_epochs": 5}, id="one-batch-epochs"),
         pytest.param({"limit_train_batches": 0.5}, id="half-epochs"),
         pytest.param({"max_epochs": -1, "max_steps": 21}, id="max-steps"),
+        pytest.param({"max_epochs": 2, "max_steps": 40}, id="max-epochs-and-steps"),
     ],
 )
 def test_a_resumed_run_trains_on_the_documents_of_the_uninterrupted_one(data, tmp_path, options):
-    """From a checkpoint after every fourth batch, and after every validation, epoch and run."""
+    """From a checkpoint after every fourth batch, and after every validation, epoch and run.
+
+    Where that is in the middle of an optimiser step, from the step's beginning: gradients are not in the checkpoint.
+    """
     whole, saved = train(data, tmp_path, **options)
     moments = list(saved.items())
     chosen = [item for i, item in enumerate(moments) if item[1][0] != "batch" or i % 4 == 1]
@@ -177,16 +200,17 @@ def test_a_run_that_max_steps_stopped_goes_on_in_the_middle_of_its_epoch(data, t
 def test_the_check_sees_a_run_that_starts_its_epoch_again(data, tmp_path, monkeypatch):
     whole, saved = train(data, tmp_path, max_epochs=1)
     path, (_, seen) = list(saved.items())[4]
-    monkeypatch.setattr(PackedDataModule, "_start", lambda self: (0, 0))
+    monkeypatch.setattr(TrainingProgress, "start", lambda self: Position())
     resumed, _ = train(data, tmp_path, checkpoint=path, max_epochs=1)
     assert resumed != whole[seen:]
 
 
-def test_the_saved_position_counts_batches_trained_on(data, tmp_path):
+def test_the_saved_position_counts_packs_of_complete_steps(data, tmp_path):
     whole, saved = train(data, tmp_path, accumulate_grad_batches=2, max_epochs=2)
-    for path, (moment, seen) in saved.items():
+    for path, (moment, learned) in saved.items():
         state = torch.load(path, weights_only=True)["PackedDataModule"]
-        assert (state["epoch"], state["consumed"]) == divmod(seen, len(whole) // 2), moment
+        assert (state["epoch"], state["packs"]) == divmod(learned, len(whole) // 2), moment
+        assert (state["section"], state["batches"]) == (0, learned), moment
 
 
 @pytest.mark.parametrize(
@@ -213,10 +237,77 @@ def test_changed_documents_are_named_when_resuming(data, tmp_path, write_jsonl):
         trainer().fit(Recorder(), datamodule=data(source=other), ckpt_path=str(tmp_path / "batch-1.ckpt"))
 
 
-def test_changed_accumulation_is_named_when_resuming(data, tmp_path):
-    trainer(callbacks=[SaveEverywhere(tmp_path)], max_steps=2).fit(Recorder(), datamodule=data())
-    with pytest.raises(ValueError, match="accumulate_grad_batches was 1 and is 2"):
-        trainer(accumulate_grad_batches=2).fit(Recorder(), datamodule=data(), ckpt_path=str(tmp_path / "batch-1.ckpt"))
+@pytest.fixture
+def as_ranks(data, tmp_path, monkeypatch):
+    """A function that trains as each of some ranks in turn, and returns their batches and rank 0's checkpoints. Ranks
+    need not meet: they plan without a word to each other."""
+
+    def fit(ranks: int, accumulation: int, **options: Any):
+        models, saved = [Recorder() for _ in range(ranks)], {}
+        for rank in reversed(range(ranks)):
+            monkeypatch.setattr(PackedDataModule, "_replicas", lambda self, rank=rank: (ranks, rank))
+            _, saved = train(data, tmp_path, model=models[rank], accumulate_grad_batches=accumulation, **options)
+        for begin, end in itertools.pairwise([0, *models[0].steps]):
+            announced = {targets for model in models for _, targets in model.seen[begin:end]}
+            assert announced == {sum(sum(model.targets[begin:end]) for model in models)}
+        assert len({len(model.seen) for model in models}) == 1, "ranks take different numbers of steps"
+        assert models[0].stepped == len(models[0].seen), "the run ends in the middle of an optimiser step"
+        return [model.seen for model in models], saved
+
+    return fit
+
+
+def documents_of(seen: list[list[Batch]], begin: int = 0, end: int | None = None) -> list[int]:
+    return sorted(doc for batches in seen for docs, _ in batches[begin:end] for doc in docs if doc >= 0)
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [((1, 1), (2, 1)), ((2, 2), (1, 1)), ((3, 1), (2, 2)), ((2, 1), (1, 3)), ((1, 4), (3, 2)), ((1, 2), (1, 3))],
+    ids=lambda pair: "{}-ranks-x-{}".format(*pair),
+)
+def test_other_ranks_and_accumulation_train_on_what_the_ones_before_have_left(as_ranks, data, before, after):
+    """Two epochs, stopped everywhere: each document once in each epoch, and as many steps as the second one needs."""
+    module = data()
+    module.setup()
+    every = module.documents("train").rows.tolist()
+    whole, saved = as_ranks(*before, max_epochs=2)
+    steps = len(as_ranks(*after, max_epochs=1)[0][0])
+    moments = list(saved.items())
+    for path, (moment, learned) in moments[:: max(1, len(moments) // 9)]:
+        resumed, _ = as_ranks(*after, checkpoint=path, max_epochs=2)
+        epoch, done = divmod(learned, len(whole[0]) // 2)
+        if epoch == 2:
+            assert not resumed[0], moment
+            continue
+        last = len(resumed[0]) - (1 - epoch) * steps
+        here = documents_of(whole, learned - done, learned) + documents_of(resumed, 0, last)
+        assert sorted(here) == every, f"after {learned} batches ({moment})"
+        assert epoch == 1 or documents_of(resumed, last) == every, f"after {learned} batches ({moment})"
+
+
+def test_a_changed_number_of_ranks_is_told(as_ranks, caplog):
+    _, saved = as_ranks(2, 1, max_epochs=1)
+    path, _ = list(saved.items())[2]
+    with caplog.at_level("INFO"):
+        as_ranks(1, 4, checkpoint=path, max_epochs=1)
+    assert (
+        "2 ranks x accumulate_grad_batches 1 have trained on 6 of 15 packs of epoch 0; 1 x 4 share the others"
+        in caplog.text
+    )
+
+
+def test_ranks_may_change_more_than_once_in_an_epoch(as_ranks, data):
+    module = data()
+    module.setup()
+    parts: list[int] = []
+    checkpoint = None
+    for ranks, accumulation in ((2, 1), (3, 1), (1, 2), (1, 1)):
+        last = ranks == accumulation == 1
+        seen, saved = as_ranks(ranks, accumulation, checkpoint=checkpoint, keep=True, max_epochs=1)
+        checkpoint, (_, learned) = list(saved.items())[1]
+        parts += documents_of(seen, 0, None if last else learned)
+    assert sorted(parts) == sorted(module.documents("train").rows.tolist())
 
 
 def test_the_same_documents_in_a_file_of_another_name_resume(data, tmp_path, sixty_documents):
