@@ -88,14 +88,14 @@ def render(readme: str, results: Path) -> str:
         header, *rows = TABLES[name](report)
         lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
         drawn = [f"| {' | '.join(line)} |" for line in lines]
-        return "\n".join([f"<!-- table: {name} -->", *drawn, "", _where(report), "<!-- end -->"])
+        return "\n".join([f"<!-- table: {name} -->", *drawn, "", _where(name, report), "<!-- end -->"])
 
     return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, readme, flags=re.DOTALL)
 
 
-def _where(report: Report) -> str:
+def _where(name: str, report: Report) -> str:
     environment = report["environment"]
-    if report["benchmark"] == "instructions":  # made by a compiler alone, whatever the machine
+    if name == "instructions":  # made by a compiler alone, whatever the machine
         return f"triton {environment['versions']['triton']}, commit {_commit(environment)}."
     return (
         f"{environment['device']}, {environment['threads']} threads, Python {environment['python']}, "
