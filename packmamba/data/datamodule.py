@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import asdict
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 
-from packmamba.data.cache import DEFAULT_CACHE_DIR
+from packmamba.data.cache import DEFAULT_CACHE_DIR, progress_bar
 from packmamba.data.documents import SPLITS, Documents, DocumentSplits, EmptyDocuments, Split
+from packmamba.data.embeddings import file_digest, ngram_embeddings_of, read_embeddings
 from packmamba.data.loader import PackedDataset, PackLoader, PlanSampler, Position
-from packmamba.data.packers import STRATEGIES, Packs, Strategy, pack
+from packmamba.data.packers import (
+    LongDocuments,
+    Packs,
+    Strategy,
+    ThresholdFiltering,
+    check_options,
+    pack,
+    refuse_long_documents,
+)
 from packmamba.data.plan import Balance, PlanOptions
 from packmamba.data.progress import TrainingProgress
 from packmamba.data.sources import PythonDocs, Source
@@ -30,6 +42,7 @@ _SPLITS_OF: dict[str | None, tuple[Split, ...]] = {
 
 _PYTHON_DOCS = PythonDocs()
 _BYTES = ByteTokenizer()
+_FILTERING = ThresholdFiltering()
 
 
 class PackedDataModule(LightningDataModule):
@@ -54,6 +67,9 @@ class PackedDataModule(LightningDataModule):
         capacity: int = 4096,
         strategy: Strategy = "best_fit_decreasing",
         buffer: int = 1024,
+        long_documents: LongDocuments = "split",
+        threshold_filtering: ThresholdFiltering = _FILTERING,
+        embeddings: str | None = None,
         shuffle: bool = True,
         seed: int = 0,
         balance: Balance = "tokens",
@@ -75,9 +91,14 @@ class PackedDataModule(LightningDataModule):
             val_fraction: Which part of `source` validation gets when `val_source` is unset, at least one document;
                 0 for no validation. The seed decides which documents.
             tokenizer: Text to token ids: ByteTokenizer or HFTokenizer.
-            capacity: Tokens a pack can hold. Longer documents are cut, not truncated.
+            capacity: Tokens a pack can hold.
             strategy: How documents are put into packs.
             buffer: Documents that the strategy `local_greedy` looks at.
+            long_documents: What to do about documents longer than `capacity`: `split` cuts them every `capacity`
+                tokens, nothing is truncated; `error` refuses them.
+            threshold_filtering: How the strategy of this name chooses the next document.
+            embeddings: A .npy file with one row of numbers for each document of `source`, which the strategy
+                `threshold_filtering` compares; unset: they are computed from the tokens' n-grams.
             shuffle: Train on documents and packs in a random order, a new one each epoch.
             seed: Seed of the shuffling and of the validation split.
             balance: What ranks get even shares of within an optimiser step: `tokens`, or `flops`, which counts
@@ -95,11 +116,9 @@ class PackedDataModule(LightningDataModule):
             ValueError: A number out of range, or an unknown strategy, balance or way to treat empty documents.
         """
         super().__init__()
-        for name, value, least in (("capacity", capacity, 1), ("buffer", buffer, 1), ("num_workers", num_workers, 0)):
-            if value < least:
-                raise ValueError(f"{name} must be at least {least}, got {value}")
-        if strategy not in STRATEGIES:
-            raise ValueError(f"unknown strategy {strategy!r}; available: {', '.join(STRATEGIES)}")
+        if num_workers < 0:
+            raise ValueError(f"num_workers must be at least 0, got {num_workers}")
+        check_options(strategy, capacity, buffer, long_documents)
         PlanOptions(balance=balance, attention_cost=attention_cost, attention_window=attention_window)
         self.splits = DocumentSplits(
             {"train": source, "val": val_source, "test": test_source, "predict": predict_source},
@@ -114,6 +133,9 @@ class PackedDataModule(LightningDataModule):
         self.capacity = capacity
         self.strategy: Strategy = strategy
         self.buffer = buffer
+        self.long_documents: LongDocuments = long_documents
+        self.threshold_filtering = threshold_filtering
+        self.embeddings = embeddings
         self.shuffle = shuffle
         self.seed = seed
         self.balance: Balance = balance
@@ -160,10 +182,24 @@ class PackedDataModule(LightningDataModule):
         """The packs of a split, by the data module's strategy or another one. They number `documents(split).rows`."""
         strategy = strategy or self.strategy
         if (split, strategy) not in self._packs:
-            lengths = self.documents(split).lengths
-            seed = self.seed if self.shuffle and split == "train" else None
+            documents = self.documents(split)
+            lengths = documents.lengths
+            if self.long_documents == "error":
+                refuse_long_documents(lengths, self.capacity, documents.rows)
+            embeddings = self._embeddings(split) if strategy == "threshold_filtering" else None
             started = time.perf_counter()
-            packs = pack(lengths, self.capacity, strategy, seed=seed, buffer=self.buffer)
+            with progress_bar() as progress:
+                task = progress.add_task("Packing", total=lengths.size, visible=embeddings is not None)
+                packs = pack(
+                    lengths,
+                    self.capacity,
+                    strategy,
+                    seed=self.seed if self.shuffle and split == "train" else None,
+                    buffer=self.buffer,
+                    embeddings=embeddings,
+                    filtering=self.threshold_filtering,
+                    advance=lambda count: progress.advance(task, count),
+                )
             seconds = time.perf_counter() - started
             rank_zero_info(
                 f"{split}: {lengths.size:,} documents, {lengths.sum():,} tokens in {len(packs):,} packs of "
@@ -172,6 +208,15 @@ class PackedDataModule(LightningDataModule):
             )
             self._packs[split, strategy] = packs
         return self._packs[split, strategy]
+
+    @cached_property
+    def _embeddings_digest(self) -> str | None:
+        return None if self.embeddings is None else file_digest(self.embeddings)
+
+    def _embeddings(self, split: Split) -> np.ndarray:
+        if self.embeddings is not None and self.splits.source_of(split) == "train":
+            return read_embeddings(self.embeddings, self.documents(split))
+        return ngram_embeddings_of(self.documents(split), self.vocab_size, self.splits.cache_dir)
 
     def dataset(
         self,
@@ -304,6 +349,7 @@ class PackedDataModule(LightningDataModule):
 
     def _fingerprint(self, dataset: PackedDataset) -> dict[str, Any]:
         """What the order of documents depends on, by the name a user knows it by."""
+        filtering = self.strategy == "threshold_filtering"
         return {
             "documents": dataset.corpus.text_digest,
             "tokenizer": self.tokenizer.fingerprint,
@@ -311,6 +357,8 @@ class PackedDataModule(LightningDataModule):
             "strategy": self.strategy,
             "capacity": self.capacity,
             "buffer": self.buffer,
+            "threshold_filtering": asdict(self.threshold_filtering) if filtering else None,
+            "embeddings": self._embeddings_digest if filtering else None,
             "shuffle": self.shuffle,
             "seed": self.seed,
             "balance": self.balance,

@@ -15,7 +15,7 @@ from torch.utils.data import DistributedSampler
 
 from packmamba.data import PackedDataModule
 from packmamba.data.loader import PackedDataset
-from packmamba.data.packers import STRATEGIES
+from packmamba.data.packers import STRATEGIES, ThresholdFiltering
 from packmamba.data.sources import DatasetFolder, Files, PythonDocs
 from packmamba.data.tokenizers import ByteTokenizer
 from packmamba.packing import PackedBatch
@@ -240,6 +240,47 @@ def test_bad_options_are_refused_at_construction(options, message):
         PackedDataModule(**options)
 
 
+def test_documents_longer_than_a_pack_are_refused_by_row_where_they_must_not_be_cut(make, write_jsonl):
+    source = Files(paths=[write_jsonl(["", "ab", "abcd" * 30, "abc"], "long.jsonl")])
+    module = make(source=source, val_fraction=0, long_documents="error")
+    with pytest.raises(ValueError, match=r"document 2 has 121 tokens, more than the capacity of 100, as have 1 of 3"):
+        module.packs("train")
+    with pytest.raises(ValueError, match="'wrapped' cuts documents wherever a pack ends"):
+        PackedDataModule(strategy="wrapped", long_documents="error")
+
+
+def test_related_documents_come_by_a_file_of_embeddings_or_by_their_words(make, write_jsonl, tmp_path):
+    topics = ["the cat sat on the mat ", "gradient descent converges "]
+    source = Files(paths=[write_jsonl([topics[i % 2] + chr(97 + i // 2) for i in range(20)] + [""], "topics.jsonl")])
+    np.save(tmp_path / "embeddings.npy", [[i % 2, 1 - i % 2, 0.03 * i] for i in range(21)])
+    filtering = ThresholdFiltering(threshold=0.0, window=1)
+    options = {"source": source, "val_fraction": 0, "strategy": "threshold_filtering", "threshold_filtering": filtering}
+    for embeddings in (None, str(tmp_path / "embeddings.npy")):
+        module = make(**options, embeddings=embeddings, capacity=80)
+        mixed = sum(len(set((pieces.doc % 2).tolist())) > 1 for pieces in module.packs("train"))
+        assert mixed <= 1, "only the pack between the two topics is mixed"
+        make(**options, embeddings=embeddings, capacity=80).packs("train")  # from the cache
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "there is no file of embeddings"),
+        (b"1 2 3", r"which has to be a \.npy file"),
+        (np.ones((59, 3)), r"one row for each of the 60 documents of the source.* found \(59, 3\)"),
+        (np.ones(60), r"one row for each of the 60 documents of the source.* found \(60,\)"),
+    ],
+)
+def test_a_bad_file_of_embeddings_is_refused(make, tmp_path, content, message):
+    file = tmp_path / "embeddings.npy"
+    if isinstance(content, bytes):
+        file.write_bytes(content)
+    elif content is not None:
+        np.save(file, content)
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        make(strategy="threshold_filtering", embeddings=str(file)).packs("train")
+
+
 def test_one_document_cannot_be_split(make, write_jsonl):
     with pytest.raises(ValueError, match=r"takes 1 of the 1 documents .*leaves none to train on; set val_source"):
         make(source=Files(paths=[write_jsonl(["alone"], "one.jsonl")]))
@@ -272,6 +313,7 @@ def test_a_config_file_picks_source_and_tokenizer_by_class_name(tmp_path):
           tokenizer: {class_path: ByteTokenizer, init_args: {add_bos: true}}
           strategy: local_greedy
           capacity: 128
+          threshold_filtering: {threshold: 0.3}
         """
     )
     module = parse(["--config", str(tmp_path / "config.yaml")])
@@ -279,6 +321,7 @@ def test_a_config_file_picks_source_and_tokenizer_by_class_name(tmp_path):
     assert module.splits.sources["val"] == DatasetFolder(path="saved")
     assert module.tokenizer == ByteTokenizer(add_bos=True)
     assert (module.strategy, module.capacity) == ("local_greedy", 128)
+    assert module.threshold_filtering == ThresholdFiltering(threshold=0.3)
 
 
 def test_the_command_line_defaults_to_python_docs_and_bytes():

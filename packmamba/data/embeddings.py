@@ -1,0 +1,60 @@
+"""What `threshold_filtering` compares documents by: a file of embeddings, or n-grams of their tokens, cached."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+
+from packmamba.data.cache import key_of, progress_bar, write_atomically
+from packmamba.data.documents import Documents
+from packmamba.data.packers import ngram_embeddings
+
+_FORMAT = 1
+"""Changes when `ngram_embeddings` does, so that old caches are not read."""
+_SMALL_VOCABULARY = 1024
+"""Tokens of fewer kinds are characters more than words, and say little by themselves."""
+
+
+def read_embeddings(file: str, documents: Documents) -> np.ndarray:
+    """The rows of a .npy file that belong to the documents; it has one for each document of their source.
+
+    Raises FileNotFoundError, or ValueError for a file that is no array or has another number of rows.
+    """
+    path = Path(file).expanduser()
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no file of embeddings {file!r}")
+    try:
+        embeddings = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"cannot read embeddings from {file!r}, which has to be a .npy file: {error}") from error
+    if not isinstance(embeddings, np.ndarray) or embeddings.ndim != 2 or len(embeddings) != len(documents.corpus):
+        raise ValueError(
+            f"embeddings {file!r} need one row for each of the {len(documents.corpus)} documents of the source, empty "
+            f"ones too; found {'several arrays' if not isinstance(embeddings, np.ndarray) else embeddings.shape}"
+        )
+    return embeddings[documents.rows]
+
+
+def ngram_embeddings_of(documents: Documents, vocab_size: int, cache_dir: Path) -> np.ndarray:
+    """`ngram_embeddings` of the documents' tokens, computed once. vocab_size: of their tokenizer."""
+    longest = 3 if vocab_size <= _SMALL_VOCABULARY else 1
+    rows = hashlib.blake2b(documents.rows.tobytes(), digest_size=16).hexdigest()
+    file = cache_dir / "embeddings" / f"{key_of(_FORMAT, documents.corpus.folder.name, rows)}.npy"
+    if not file.exists():
+        tokens = np.asarray(documents.corpus.tokens)
+        begins = documents.corpus.offsets[documents.rows]
+        views = [tokens[begin:end] for begin, end in zip(begins, begins + documents.lengths, strict=True)]
+        with write_atomically(file) as temporary, progress_bar() as progress:
+            task = progress.add_task("Embedding", total=len(views))
+            embeddings = ngram_embeddings(views, longest=longest, advance=lambda count: progress.advance(task, count))
+            with temporary.open("wb") as opened:
+                np.save(opened, embeddings)
+    return np.load(file, mmap_mode="r")
+
+
+def file_digest(file: str) -> str:
+    """A hash of a file's bytes. Raises FileNotFoundError."""
+    with Path(file).expanduser().open("rb") as opened:
+        return hashlib.file_digest(opened, "blake2b").hexdigest()[:32]
