@@ -1,4 +1,4 @@
-"""The command line: `packmamba fit|validate|test|predict|quickstart|info`.
+"""The command line: `packmamba fit|validate|test|predict|quickstart|tokenizer|info`.
 
 Only this file is imported for `packmamba --help`; a command's own module, and torch with it, is imported when it runs.
 """
@@ -21,6 +21,7 @@ COMMANDS = {
     "test": ("packmamba.trainer_cli", "the same for the test set"),
     "predict": ("packmamba.trainer_cli", "each document's loss and perplexity, written to a JSONL file"),
     "bench": ("packmamba.bench.__main__", "run a benchmark: of the operators, of the compiled kernels, of the loss"),
+    "tokenizer": ("packmamba.tokenizer_cli", "train a BPE tokenizer on your documents: `packmamba tokenizer train`"),
     "info": ("packmamba.info", "versions, and what each operator and attention backend would run here"),
 }
 """Every command: the module whose `main(argv)` runs it, and its line in `packmamba --help`."""

@@ -26,6 +26,7 @@ ALLOWED = {
     "cli": set(),
 }
 ALLOWED["trainer_cli"] |= {"data"}
+ALLOWED["tokenizer_cli"] = {"data"}
 ALLOWED["quickstart"] = {*ARROW, "data", "bench", "cli", "packmamba_kernels"}
 ALLOWED["__init__"] = {*ARROW, "data"}
 """What each part may import, besides itself. cli finds the commands by name when they run."""

@@ -7,7 +7,8 @@ looks sources up among the subclasses, would find both.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -119,8 +120,20 @@ def _type_name(feature: Any) -> str:
 def stored_once(folder: Path, build: Callable[[], Sequence[str]]) -> Dataset:
     """The texts kept in `folder`, as a dataset that is read from disk when looked at; built and saved if need be."""
     if not folder.exists():
-        with new_folder(folder) as temporary:
+        with new_folder(folder) as temporary, _no_progress_bar():
             Dataset.from_dict({"text": build()}).save_to_disk(temporary)
     dataset = datasets.load_from_disk(str(folder))
     assert isinstance(dataset, Dataset)
     return dataset
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """Without the bar of `datasets`, which shows even where nobody looks at a terminal."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()
