@@ -11,14 +11,20 @@ from packmamba.bench.compiled import ARCHITECTURES, compile_kernel
 from packmamba.bench.instructions import SCAN_KERNELS, compile_scan
 
 MAIN = ("forward", "forward_sweep", "reverse_sweep")
+IN_A_MIXER = dict.fromkeys(("HAS_INITIAL", "STORE_FINAL", "HAS_DFINAL"), False)
+"""Everything else is there: the output is computed again, for it is not kept."""
 HELPERS = ("segment_states", "segment_grads", "fold_states")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", MAIN)
-@pytest.mark.parametrize(("dtype", "even"), [("bf16", True), ("bf16", False), ("fp32", True)])
-def test_sixteen_states_compile_without_spills(name, architecture, dtype, even):
-    compiled = compile_scan(name, architecture, dtype=dtype, even=even)
+@pytest.mark.parametrize(
+    ("dtype", "even", "flags"),
+    [("bf16", True, True), ("bf16", True, IN_A_MIXER), ("bf16", False, True), ("fp32", True, True)],
+    ids=["bf16", "bf16-mixer", "bf16-uneven", "fp32"],
+)
+def test_sixteen_states_compile_without_spills(name, architecture, dtype, even, flags):
+    compiled = compile_scan(name, architecture, dtype=dtype, even=even, flags=flags)
     assert compiled.stack == 0
     # The state tile stays where it is: only rows of inputs and outputs, which are a value or two a lane, change layout.
     tile = launch.BACKWARD[16].BE

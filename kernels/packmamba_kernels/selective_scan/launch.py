@@ -48,7 +48,7 @@ BACKWARD = {4: Tile(64, 4), 8: Tile(64, 4), 16: Tile(64, 4), 32: Tile(32, 4), 64
 """By N. With fewer channels a program, the parts of dB and dC (8 N / BE bytes for each token and channel) would grow,
 so many states are spread over warps."""
 
-REGISTERS = {80: {"reverse_sweep": 248}, 90: {"forward_sweep": 232, "reverse_sweep": 240}}
+REGISTERS = {80: {"reverse_sweep": 244}, 90: {"forward_sweep": 236, "reverse_sweep": 240}}
 """By architecture, at N = 16 only: caps under which nothing spills where something would, and loops are shorter."""
 
 PARTIAL_SUMS = 2**26
