@@ -39,12 +39,12 @@ def learning_rate_factor(step: int, *, warmup_steps: int, decay_steps: int, min_
 def check_same_config(stored: dict[str, Any], config: ModelConfig) -> None:
     """Raises ValueError if a checkpoint's model configuration is not `config`, naming each field with both values.
 
-    `attention.backend` may differ: it chooses an implementation, not a model.
+    `attention.backend` and `recompute` may differ: they choose how to compute, not what.
     """
     differences = [
         f"{name}: {theirs!r} in the checkpoint, {ours!r} in this run"
         for name, theirs, ours in _compare(ModelConfig.from_dict(stored).to_dict(), config.to_dict())
-        if name != "attention.backend"
+        if name not in ("attention.backend", "recompute")
     ]
     if differences:
         raise ValueError("the checkpoint was made with another model configuration: " + "; ".join(differences))
