@@ -64,6 +64,8 @@ class PackedDataModule(LightningDataModule):
         predict_source: Source | None = None,
         val_fraction: float = 0.05,
         tokenizer: Tokenizer = _BYTES,
+        chat_template: str | None = None,
+        tokenizer_workers: int | None = None,
         capacity: int = 4096,
         strategy: Strategy = "best_fit_decreasing",
         buffer: int = 1024,
@@ -84,13 +86,16 @@ class PackedDataModule(LightningDataModule):
         """Describes the data; nothing is read before `prepare_data` or `setup`.
 
         Args:
-            source: Documents to train on: PythonDocs, Files, DatasetFolder or HubDataset.
+            source: Documents to train on: PythonDocs, Files, DatasetFolder, HubDataset, Mixture, or made-up ones.
             val_source: Documents to validate on. Unset: a part of `source`, which is then not trained on.
             test_source: Documents to test on. Unset: those of validation.
             predict_source: Documents to predict on. Unset: those of validation.
             val_fraction: Which part of `source` validation gets when `val_source` is unset, at least one document;
                 0 for no validation. The seed decides which documents.
-            tokenizer: Text to token ids: ByteTokenizer or HFTokenizer.
+            tokenizer: Text to token ids: ByteTokenizer, BPETokenizer or HFTokenizer.
+            chat_template: A Jinja file that writes conversations out. Unset: the tokenizer's own, or else ChatML.
+            tokenizer_workers: Processes that tokenise; 0 for the main process alone. Unset: as many as there are CPUs,
+                where there is much to do and the tokenizer has no threads of its own.
             capacity: Tokens a pack can hold.
             strategy: How documents are put into packs.
             buffer: Documents that the strategy `local_greedy` looks at.
@@ -108,7 +113,8 @@ class PackedDataModule(LightningDataModule):
             attention_window: Tokens of its document that a token's attention sees; null: all before it.
             pad_to_capacity: Fill every batch to exactly `capacity` tokens, with one sequence that has no targets.
             max_documents: Use only the first so many documents of each source.
-            empty_documents: What to do about documents without a token: `skip` them, with a count, or raise an `error`.
+            empty_documents: What to do about documents without a token, and conversations in which the assistant says
+                nothing: `skip` them, with a count, or raise an `error`.
             num_workers: Processes that prepare batches; 0 prepares them in the training process.
             cache_dir: Folder for tokenised documents, so that a second run starts at once.
 
@@ -127,6 +133,8 @@ class PackedDataModule(LightningDataModule):
             seed=seed,
             max_documents=max_documents,
             empty_documents=empty_documents,
+            chat_template=chat_template,
+            tokenizer_workers=tokenizer_workers,
             cache_dir=Path(cache_dir).expanduser(),
         )
         self.tokenizer = tokenizer
@@ -206,7 +214,7 @@ class PackedDataModule(LightningDataModule):
                 f"{self.capacity} ({packs.efficiency:.2%} full, {packs.num_split} documents split), {strategy}, "
                 f"{seconds:.2f} s"
             )
-            self._packs[split, strategy] = packs
+            self._packs[split, strategy] = documents.with_targets(packs)
         return self._packs[split, strategy]
 
     @cached_property
@@ -353,6 +361,7 @@ class PackedDataModule(LightningDataModule):
         return {
             "documents": dataset.corpus.text_digest,
             "tokenizer": self.tokenizer.fingerprint,
+            "chat_template": dataset.corpus.template_digest,
             "val_fraction": self.splits.val_fraction if self.splits.sources["val"] is None else None,
             "strategy": self.strategy,
             "capacity": self.capacity,

@@ -128,10 +128,12 @@ class PackedDataset(Dataset[PackedBatch]):
         doc, start, length = self.packs[index]
         rows = self.documents[doc]
         begins = self.corpus.offsets[rows] + start
-        tokens = self.corpus.tokens
+        tokens, targets = self.corpus.tokens, self.corpus.targets
+        slices = [slice(begin, begin + size) for begin, size in zip(begins.tolist(), length.tolist(), strict=True)]
         return collate(
-            [tokens[begin : begin + size] for begin, size in zip(begins.tolist(), length.tolist(), strict=True)],
+            [tokens[piece] for piece in slices],
             rows,
+            targets=None if targets is None else [targets[piece] for piece in slices],
             row_length=None if self.packs.row_lengths is None else int(self.packs.row_lengths[index]),
             pad_to=self.pad_to,
             pad_id=self.pad_id,

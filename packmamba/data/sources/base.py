@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,13 @@ from packmamba.data.cache import new_folder
 
 class Source(ABC):
     """Some documents. Sources are small frozen descriptions; nothing is read before `load`."""
+
+    def __str__(self) -> str:
+        """The source by the fields that are not as they are by default."""
+        if not is_dataclass(self):
+            return repr(self)
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     @property
     def repeats_documents(self) -> bool:
