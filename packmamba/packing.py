@@ -6,7 +6,7 @@ T tokens in a pack · S sequences (documents). Packed tensors are token-major wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
@@ -212,6 +212,8 @@ class PackedBatch:
     """Valid targets of the whole optimiser step, over all ranks and micro-batches; None: of this batch alone."""
     doc_ids: Tensor | None = None
     """int64 (S,), on the CPU: which row of the dataset each document came from; -1 for padding. None where unknown."""
+    real_lengths: Tensor | None = None
+    """int64 (S,), on the CPU: tokens of each sequence, filler left out. None: where there is filler, it is unknown."""
 
     IGNORE_INDEX = -100
     """The label of a position without a target."""
@@ -246,7 +248,7 @@ class PackedBatch:
         return self.packing.num_tokens - self.num_padding
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
-        """The same batch on `device`; `doc_ids` stay on the CPU."""
+        """The same batch on `device`; `doc_ids` and `real_lengths` stay on the CPU."""
         return self._with(
             self.input_ids.to(device, non_blocking=non_blocking),
             self.labels.to(device, non_blocking=non_blocking),
@@ -258,9 +260,7 @@ class PackedBatch:
         return self._with(self.input_ids.pin_memory(), self.labels.pin_memory(), self.packing.pin_memory())
 
     def _with(self, input_ids: Tensor, labels: Tensor, packing: Packing) -> PackedBatch:
-        return PackedBatch(
-            input_ids, labels, packing, self.num_targets, self.num_padding, self.step_targets, self.doc_ids
-        )
+        return replace(self, input_ids=input_ids, labels=labels, packing=packing)
 
     def __repr__(self) -> str:
         return f"PackedBatch({self.packing!r}, {self.num_targets} targets, {self.num_padding} padding)"

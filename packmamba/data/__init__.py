@@ -1,5 +1,5 @@
-"""Documents to packed batches. Read in this order: sources, tokenizers, corpus, packers, plan, collate, loader,
-datamodule."""
+"""Documents to packed batches. Read in this order: sources, tokenizers, chat, encode, corpus, packers, plan, collate,
+loader, datamodule."""
 
 from __future__ import annotations
 

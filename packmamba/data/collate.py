@@ -1,7 +1,8 @@
 """Pieces of documents -> PackedBatch, on the host.
 
-The label of a position is the next token of its piece; a piece's last token has none. Filler tokens have none either:
-those of a padded row belong to the row's own sequence, a tail up to the capacity is one more sequence.
+The label of a position is the next token of its piece, if that is to be predicted; a piece's last token has none.
+Filler tokens have none either: those of a padded row belong to the row's own sequence, a tail up to the capacity is one
+more sequence.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ def collate(
     pieces: Sequence[np.ndarray],
     doc_ids: np.ndarray,
     *,
+    targets: Sequence[np.ndarray] | None = None,
     row_length: int | None = None,
     pad_to: int | None = None,
     pad_id: int = 0,
@@ -28,7 +30,8 @@ def collate(
 ) -> PackedBatch:
     """Packs token ids in order. Without a piece, the batch is one padding sequence of 1 (or `pad_to`) tokens.
 
-    pieces: integer (length,) arrays. doc_ids: (pieces,) integers. row_length: fill every piece to so many tokens.
+    pieces: integer (length,) arrays. doc_ids: (pieces,) integers. targets: bool (length,) arrays, which tokens of each
+    piece are to be predicted; None for all. row_length: fill every piece to so many tokens.
     pad_to: add one sequence of filler up to so many tokens. step_targets: see `PackedBatch`.
 
     Raises ValueError if a piece is longer than `row_length`, or all of them are longer than `pad_to`.
@@ -48,15 +51,19 @@ def collate(
     input_ids = np.full(int(lengths.sum()), pad_id, dtype=np.int64)
     labels = np.full_like(input_ids, PackedBatch.IGNORE_INDEX)
     begins = np.cumsum(lengths) - lengths
-    for begin, piece in zip(begins.tolist(), pieces, strict=False):
+    for index, (begin, piece) in enumerate(zip(begins.tolist(), pieces, strict=False)):
         input_ids[begin : begin + piece.size] = piece
-        labels[begin : begin + piece.size - 1] = piece[1:]
+        following = labels[begin : begin + piece.size - 1]
+        following[:] = piece[1:]
+        if targets is not None:
+            following[~targets[index][1:]] = PackedBatch.IGNORE_INDEX
     return PackedBatch(
         input_ids=torch.from_numpy(input_ids),
         labels=torch.from_numpy(labels),
         packing=Packing.from_lengths(lengths),
-        num_targets=int(np.maximum(real - 1, 0).sum()),
+        num_targets=int((labels != PackedBatch.IGNORE_INDEX).sum()),
         num_padding=int((lengths - real).sum()),
         step_targets=step_targets,
         doc_ids=torch.from_numpy(doc_ids.astype(np.int64)),
+        real_lengths=torch.from_numpy(real),
     )

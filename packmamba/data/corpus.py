@@ -5,7 +5,9 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import time
 from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,14 +19,15 @@ import pyarrow.compute
 from datasets import Dataset
 
 from packmamba.data.cache import key_of, new_folder, progress_bar, write_atomically
+from packmamba.data.chat import ChatTemplate
+from packmamba.data.encode import Encoder
+from packmamba.data.parallel import encode_all, num_workers
 from packmamba.data.tokenizers import Tokenizer
 
 _log = logging.getLogger(__name__)
 
 _FORMAT = 1
 """Changes when the files of a corpus do, so that old caches are not read."""
-_BATCH = 1000
-"""Documents that are tokenised at once."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,33 @@ class Corpus:
         return np.memmap(self.folder / "tokens.bin", dtype=self._description["dtype"], mode="r")
 
     @cached_property
+    def targets(self) -> np.ndarray | None:
+        """bool (tokens,): whether each token is to be predicted, read from disk when looked at; None: all of them are,
+        for no document is a conversation."""
+        if self.template_digest is None:
+            return None
+        return np.memmap(self.folder / "targets.bin", dtype=bool, mode="r")
+
+    @property
+    def template_digest(self) -> str | None:
+        """The same for the same chat template; None where no document is a conversation."""
+        return self._description.get("chat_template")
+
+    def count_targets(self, begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
+        """int64 (K,): targets of pieces of documents, tokens begins[k] to begins[k] + lengths[k] of the corpus, which
+        must not overlap. A piece's first token is no target."""
+        counts = np.maximum(lengths - 1, 0)
+        if self.targets is None:
+            return counts
+        order = np.argsort(begins)
+        order = order[counts[order] > 0]
+        bounds = np.stack([begins[order] + 1, (begins + lengths)[order]], axis=1).reshape(-1)
+        if bounds.size:
+            inner = bounds[:-1] if bounds[-1] == self.targets.size else bounds  # the last run ends with the corpus
+            counts[order] = np.add.reduceat(self.targets, inner, dtype=np.int64)[::2]
+        return counts
+
+    @cached_property
     def lengths(self) -> np.ndarray:
         """int64 (documents,): tokens of each document."""
         return np.diff(self.offsets)
@@ -67,62 +97,92 @@ class Corpus:
         return self.offsets.size - 1
 
 
-def tokenise(dataset: Dataset, tokenizer: Tokenizer, cache_dir: Path) -> Corpus:
-    """The documents of column `text` as token ids, from the cache if these texts have met this tokenizer before.
+def tokenise(
+    dataset: Dataset,
+    tokenizer: Tokenizer,
+    cache_dir: Path,
+    *,
+    chat_template: str | None = None,
+    workers: int | None = 0,
+) -> Corpus:
+    """The documents of a source as token ids, from the cache if these documents have met this tokenizer before.
 
-    A text without any token of its own gets no BOS or EOS either and becomes an empty document, as does a missing
-    value.
+    chat_template: a Jinja file for conversations; see `ChatTemplate.of`, and `Encoder.encode` for what becomes of a
+    row. workers: processes that tokenise; 0: this one; None: see `num_workers`.
 
-    Raises ValueError if every document is empty, or if the tokenizer gives an id that is not below its vocabulary size.
+    Raises ValueError if every document is empty, or if the tokenizer gives an id that is not below its vocabulary size;
+    ConversationError for a conversation that cannot be written out (named with its row); FileNotFoundError if the chat
+    template is not there.
     """
+    template = None if dataset.column_names == ["text"] else ChatTemplate.of(tokenizer, chat_template)
     text_digest = _text_digest(dataset, cache_dir)
-    folder = cache_dir / "tokens" / key_of(_FORMAT, text_digest, tokenizer.fingerprint)
+    parts = [_FORMAT, text_digest, tokenizer.fingerprint, *([template] if template else [])]
+    folder = cache_dir / "tokens" / key_of(*parts)
     if folder.exists():
         _log.info("tokens of %d documents come from the cache, %s", len(dataset), folder)
         return Corpus(folder)
-    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    encoder = Encoder(tokenizer, template)
+    workers = num_workers(dataset, encoder) if workers is None else workers
+    started = time.perf_counter()
     with new_folder(folder) as temporary:
-        lengths = []
-        with (temporary / "tokens.bin").open("wb") as file, progress_bar() as progress:
-            task = progress.add_task("Tokenising", total=len(dataset))
-            for batch in cast(Iterator[dict[str, list[str | None]]], dataset.iter(batch_size=_BATCH)):
-                documents = _encode([text or "" for text in batch["text"]], tokenizer)
-                np.concatenate(documents).astype(dtype).tofile(file)
-                lengths += [document.size for document in documents]
-                progress.advance(task, len(documents))
-        if not any(lengths):
-            raise ValueError(f"all {len(lengths)} documents are empty after tokenisation; at least one needs a token")
-        np.save(temporary / "offsets.npy", np.cumsum([0, *lengths], dtype=np.int64))
-        description = {"text_digest": text_digest, "tokenizer": tokenizer.fingerprint, "dtype": dtype.name}
-        (temporary / "corpus.json").write_text(json.dumps(description, indent=2))
-    _log.info("tokenised %d documents into %d tokens, %s", len(lengths), sum(lengths), folder)
-    return Corpus(folder)
+        _write(dataset, encoder, workers, text_digest, temporary)
+    corpus, seconds = Corpus(folder), time.perf_counter() - started
+    by = f"{workers} processes" if workers else "one process"
+    _log.info("%d documents, %d tokens in %.1f s by %s, %s", len(corpus), corpus.offsets[-1], seconds, by, folder)
+    return corpus
 
 
-def _encode(texts: list[str], tokenizer: Tokenizer) -> list[np.ndarray]:
-    documents = [tokenizer.frame(ids) if len(ids) else np.empty(0, np.int64) for ids in tokenizer.encode_texts(texts)]
-    largest = max((int(document.max()) for document in documents if document.size), default=0)
-    if largest >= tokenizer.vocab_size:
-        raise ValueError(
-            f"the tokenizer gave token id {largest}, but its vocabulary has {tokenizer.vocab_size} entries"
+def _write(dataset: Dataset, encoder: Encoder, workers: int, text_digest: str, folder: Path) -> None:
+    lengths, late_turns = [np.zeros(1, dtype=np.int64)], 0
+    with ExitStack() as stack:
+        tokens = stack.enter_context((folder / "tokens.bin").open("wb"))
+        targets = None if encoder.template is None else stack.enter_context((folder / "targets.bin").open("wb"))
+        progress = stack.enter_context(progress_bar())
+        task = progress.add_task("Tokenising", total=len(dataset))
+        for encoded in stack.enter_context(closing(encode_all(dataset, encoder, workers))):
+            encoded.tokens.tofile(tokens)
+            if targets is not None and encoded.targets is not None:
+                encoded.targets.tofile(targets)
+            lengths.append(encoded.lengths)
+            late_turns += encoded.late_turns
+            progress.advance(task, encoded.lengths.size)
+    offsets = np.cumsum(np.concatenate(lengths), dtype=np.int64)
+    if not offsets[-1]:
+        raise ValueError(f"all {len(dataset)} documents are empty after tokenisation; at least one needs a token")
+    if late_turns:
+        _log.warning(
+            "%d of the assistant's turns begin inside a token that also holds the end of what comes before, and is not "
+            "trained on; a chat template should write a line break or a special token before the assistant's text",
+            late_turns,
         )
-    return documents
+    np.save(folder / "offsets.npy", offsets)
+    description = {
+        "text_digest": text_digest,
+        "tokenizer": encoder.tokenizer.fingerprint,
+        "dtype": encoder.dtype.name,
+        "chat_template": None if encoder.template is None else key_of(encoder.template),
+    }
+    (folder / "corpus.json").write_text(json.dumps(description, indent=2))
 
 
 def _text_digest(dataset: Dataset, cache_dir: Path) -> str:
-    """A hash of the texts. Remembered under the dataset's own fingerprint, so that large files are hashed once."""
+    """A hash of the documents. Remembered under the dataset's own fingerprint, so that large files are hashed once."""
     memo = cache_dir / "digests" / key_of(_FORMAT, dataset._fingerprint)
     if memo.exists():
         return memo.read_text()
-    lengths, texts = hashlib.blake2b(digest_size=16), hashlib.blake2b(digest_size=16)
+    conversations = [name for name in dataset.column_names if name != "text"]
+    lengths, texts, others = (hashlib.blake2b(digest_size=16) for _ in range(3))
     for table in cast(Iterator[pa.Table], dataset.with_format("arrow").iter(batch_size=10_000)):
-        column = pa.chunked_array(table.column("text").cast(pa.large_string())).combine_chunks()
-        column = pyarrow.compute.fill_null(column, "")
-        _, offsets, values = column.buffers()
-        bounds = np.frombuffer(offsets, dtype=np.int64)[column.offset : column.offset + len(column) + 1]
-        lengths.update(np.diff(bounds).tobytes())
-        texts.update(memoryview(values or b"")[bounds[0] : bounds[-1]])
-    digest = key_of(lengths.hexdigest(), texts.hexdigest())
+        if "text" in table.column_names:
+            column = pa.chunked_array(table.column("text").cast(pa.large_string())).combine_chunks()
+            column = pyarrow.compute.fill_null(column, "")
+            _, offsets, values = column.buffers()
+            bounds = np.frombuffer(offsets, dtype=np.int64)[column.offset : column.offset + len(column) + 1]
+            lengths.update(np.diff(bounds).tobytes())
+            texts.update(memoryview(values or b"")[bounds[0] : bounds[-1]])
+        if conversations:
+            others.update(json.dumps(table.select(conversations).to_pylist()).encode())
+    digest = key_of(lengths.hexdigest(), texts.hexdigest(), *([others.hexdigest()] if conversations else []))
     with write_atomically(memo) as temporary:
         temporary.write_text(digest)
     return digest

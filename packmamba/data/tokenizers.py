@@ -56,6 +56,11 @@ class Tokenizer(ABC):
     def fingerprint(self) -> str:
         """The same for tokenizers that give the same ids."""
 
+    @property
+    def is_slow(self) -> bool:
+        """Whether encoding is worth several processes: not where it is done by threads, or in no time."""
+        return True
+
     @abstractmethod
     def encode_texts(self, texts: Sequence[str]) -> list[np.ndarray]:
         """The ids of each text, without BOS and EOS."""
@@ -117,6 +122,10 @@ class ByteTokenizer(Tokenizer):
     @property
     def eos_id(self) -> int:
         return 257
+
+    @property
+    def is_slow(self) -> bool:
+        return False
 
     @property
     def fingerprint(self) -> str:
@@ -245,6 +254,10 @@ class BPETokenizer(FolderTokenizer):
         return None if text is None else tokenizer.token_to_id(text)
 
     @property
+    def is_slow(self) -> bool:
+        return False
+
+    @property
     def _state(self) -> str:
         return self._tokenizer.to_str()
 
@@ -323,6 +336,10 @@ class HFTokenizer(FolderTokenizer):
     @property
     def special_tokens(self) -> dict[str, str]:
         return {name: token for name, token in self._tokenizer.special_tokens_map.items() if isinstance(token, str)}
+
+    @property
+    def is_slow(self) -> bool:
+        return not self._tokenizer.is_fast
 
     @property
     def _state(self) -> str:

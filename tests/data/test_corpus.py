@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import itertools
 import pickle
 
 import numpy as np
 import pytest
 from datasets import Dataset
+from hypothesis import given
+from hypothesis import strategies as st
 
-from packmamba.data import corpus as corpus_module
+from packmamba.data import parallel as parallel_module
 from packmamba.data.cache import new_folder
 from packmamba.data.corpus import Corpus, tokenise
-from packmamba.data.tokenizers import ByteTokenizer
+from packmamba.data.encode import Encoder
+from packmamba.data.tokenizers import BPETokenizer, ByteTokenizer
 
 TEXTS = ["hello", "", "wörld", "x" * 500]
 
@@ -25,7 +29,7 @@ def document(corpus: Corpus, index: int) -> np.ndarray:
 
 
 def forbid_tokenising(monkeypatch) -> None:
-    monkeypatch.setattr(corpus_module, "_encode", lambda *arguments: pytest.fail("tokenised again"))
+    monkeypatch.setattr(Encoder, "encode", lambda *arguments: pytest.fail("tokenised again"))
 
 
 def test_every_document_is_stored_as_its_tokens(cache):
@@ -38,7 +42,7 @@ def test_every_document_is_stored_as_its_tokens(cache):
 
 
 def test_many_documents_keep_their_order_across_batches(cache, monkeypatch):
-    monkeypatch.setattr(corpus_module, "_BATCH", 7)
+    monkeypatch.setattr(parallel_module, "BATCH", 7)
     texts = [f"document {index}" for index in range(50)]
     corpus = tokenise(of(texts), ByteTokenizer(), cache)
     assert [ByteTokenizer().decode(document(corpus, index)) for index in range(50)] == texts
@@ -84,7 +88,7 @@ def test_an_interrupted_tokenisation_leaves_nothing_behind(cache, monkeypatch):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(corpus_module, "_encode", interrupt)
+        patch.setattr(Encoder, "encode", interrupt)
         with pytest.raises(KeyboardInterrupt):
             tokenise(of(TEXTS), ByteTokenizer(), cache)
     assert list((cache / "tokens").iterdir()) == []
@@ -139,3 +143,55 @@ def test_an_id_beyond_the_vocabulary_is_refused(cache):
 def test_a_corpus_of_empty_documents_is_refused(cache):
     with pytest.raises(ValueError, match="all 2 documents are empty after tokenisation"):
         tokenise(of(["", None]), ByteTokenizer(), cache)
+
+
+def test_conversations_are_stored_with_their_targets(cache):
+    rows = {"prompt": ["ab", "c", None], "completion": ["d", "", None], "text": [None, None, "plain"]}
+    corpus = tokenise(Dataset.from_dict(rows), ByteTokenizer(), cache)
+    assert corpus.targets.size == corpus.tokens.size
+    spoken = [corpus.targets[begin:end] for begin, end in itertools.pairwise(corpus.offsets)]
+    assert ByteTokenizer().decode(document(corpus, 0)[spoken[0]]) == "d<|im_end|>"
+    assert [run.sum() for run in spoken] == [12, 0, 6]
+    assert tokenise(of(TEXTS), ByteTokenizer(), cache).targets is None
+
+
+def test_another_chat_template_or_another_word_tokenises_again(cache, tmp_path):
+    (tmp_path / "other.jinja").write_text("{% for m in messages %}{{ m.content }}{% endfor %}")
+    said = [[{"role": "user", "content": "hello"}, {"role": "assistant", "content": word}] for word in ("yes", "no")]
+    folders = {
+        tokenise(Dataset.from_dict({"messages": [talk]}), ByteTokenizer(), cache, chat_template=template).folder
+        for talk in said
+        for template in (None, str(tmp_path / "other.jinja"))
+    }
+    assert len(folders) == 4
+
+
+def test_the_cache_of_conversations_goes_by_content(cache, monkeypatch):
+    rows = {"prompt": ["ab", "c"], "completion": ["d", "e"]}
+    first = tokenise(Dataset.from_dict(rows), ByteTokenizer(), cache)
+    monkeypatch.setattr(Encoder, "encode", lambda *arguments: pytest.fail("tokenised again"))
+    again = tokenise(Dataset.from_dict(rows | {"n": [1, 2]}).remove_columns("n"), ByteTokenizer(), cache)
+    assert again.folder == first.folder
+
+
+@given(st.data())
+def test_targets_of_pieces_are_counted_as_they_are(tmp_path_factory, data):
+    mask = np.array(data.draw(st.lists(st.booleans(), min_size=1, max_size=40)))
+    cuts = sorted(data.draw(st.sets(st.integers(0, mask.size), max_size=8)) | {0, mask.size})
+    pieces = data.draw(st.permutations(list(itertools.pairwise(cuts))))
+    corpus = Corpus(tmp_path_factory.getbasetemp())
+    corpus.__dict__["targets"] = mask
+    begins, ends = np.array(pieces).T
+    expected = [mask[begin + 1 : end].sum() for begin, end in pieces]
+    assert corpus.count_targets(begins, ends - begins).tolist() == expected
+    corpus.__dict__["targets"] = None
+    assert corpus.count_targets(begins, ends - begins).tolist() == [end - begin - 1 for begin, end in pieces]
+
+
+def test_turns_that_begin_inside_a_token_are_warned_of(cache, tmp_path, bpe_folder, caplog):
+    prompt = "{% if add_generation_prompt %}: {% endif %}"
+    (tmp_path / "t.jinja").write_text("{% for m in messages %}: {{ m.content }}{% endfor %}" + prompt)
+    rows = Dataset.from_dict({"prompt": ["why"] * 3, "completion": ["the end"] * 3})
+    with caplog.at_level("WARNING"):
+        tokenise(rows, BPETokenizer(path=bpe_folder), cache, chat_template=str(tmp_path / "t.jinja"))
+    assert "3 of the assistant's turns begin inside a token" in caplog.text

@@ -32,6 +32,8 @@ class Packs:
     """The strategy that made them."""
     row_lengths: np.ndarray | None = None
     """int64 (packs,): the length that rows are padded to, where every piece is a row of a padded batch; else None."""
+    piece_targets: np.ndarray | None = None
+    """int64 (K,): tokens to predict of each piece; None: all but its first."""
 
     def __len__(self) -> int:
         return self.offsets.size - 1
@@ -57,7 +59,9 @@ class Packs:
 
     @cached_property
     def num_targets(self) -> np.ndarray:
-        """int64 (packs,): tokens with a next token to predict, which a piece's last token does not have."""
+        """int64 (packs,): tokens to predict; a piece's first token is none, for nothing precedes it."""
+        if self.piece_targets is not None:
+            return np.add.reduceat(self.piece_targets, self.offsets[:-1])
         return self.num_tokens - self.num_pieces
 
     @cached_property

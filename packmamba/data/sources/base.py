@@ -9,22 +9,25 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 
 from packmamba.data.cache import new_folder
-from packmamba.data.sources.stream import Stream
 
 
 class Source(ABC):
-    """Some documents. Sources are small frozen descriptions; nothing is read before `load` or `stream`."""
+    """Some documents. Sources are small frozen descriptions; nothing is read before `load`."""
 
-    streaming: bool = False
-    """Whether training reads the documents as it needs them. A field of the sources that can do so."""
+    def __str__(self) -> str:
+        """The source by the fields that are not as they are by default."""
+        if not is_dataclass(self):
+            return repr(self)
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     @property
     def repeats_documents(self) -> bool:
@@ -42,13 +45,6 @@ class Source(ABC):
         Raises FileNotFoundError for a path or pattern that matches nothing, ValueError for a missing column (named with
         those there are), a column of another type, or no document at all.
         """
-
-    def stream(self) -> Stream:
-        """The documents that `load` gives, in the same order, but read while training goes on.
-
-        Raises what `load` raises, and ValueError for a source that cannot be streamed.
-        """
-        raise ValueError(f"{type(self).__name__} cannot be streamed; Files and HubDataset can")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +83,9 @@ class TableSource(Source):
     def documents(self, dataset: Dataset, origin: str) -> Dataset:
         """The columns of a table that are documents, named as `load` promises. origin: what errors call the table."""
         columns = self.columns()
-        _require_columns(columns, dataset.column_names, origin)
+        for column in columns:
+            if column not in dataset.column_names:
+                raise ValueError(f"{origin} has no column {column!r}; its columns: {', '.join(dataset.column_names)}")
         if len(dataset) == 0:
             raise ValueError(f"{origin} is empty; it needs at least one document")
         for column, name in columns.items():
@@ -95,24 +93,6 @@ class TableSource(Source):
         renamed = {column: name for column, name in columns.items() if column != name}
         dataset = dataset.select_columns(list(columns))
         return dataset.rename_columns(renamed) if renamed else dataset
-
-    def documents_of_stream(self, dataset: IterableDataset, origin: str) -> Stream:
-        """The same of a table that is read as it is needed. Its first rows tell the types of its columns."""
-        columns = self.columns()
-        if dataset.features is None:
-            dataset = dataset._resolve_features()
-        assert dataset.features is not None
-        _require_columns(columns, list(dataset.features), origin)
-        for column, name in columns.items():
-            if getattr(dataset.features[column], "dtype", None) != "null":
-                _require_type(dataset.features[column], column, name, origin)
-        return Stream(dataset.select_columns(list(columns)), columns, origin)
-
-
-def _require_columns(columns: dict[str, str], there: list[str], origin: str) -> None:
-    for column in columns:
-        if column not in there:
-            raise ValueError(f"{origin} has no column {column!r}; its columns: {', '.join(there)}")
 
 
 def _require_type(feature: Any, column: str, name: str, origin: str) -> None:

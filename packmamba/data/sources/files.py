@@ -9,11 +9,10 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import datasets
-from datasets import Dataset, IterableDataset
+from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
 from packmamba.data.sources.base import TableSource
-from packmamba.data.sources.stream import Stream
 
 FileFormat = Literal["auto", "json", "csv", "parquet", "arrow", "text"]
 
@@ -42,35 +41,8 @@ class Files(TableSource):
     """`auto` goes by the file name's ending."""
     text_document: Literal["file", "paragraph", "line"] = "file"
     """What is one document of a plain text file: the whole file, or each paragraph or line."""
-    streaming: bool = False
-    """Read documents while training goes on, instead of converting and tokenising all of them first."""
 
     def load(self, cache_dir: Path) -> Dataset:
-        kind, options, name = self._reader()
-        try:
-            builder = datasets.load_dataset_builder(kind, cache_dir=str(cache_dir / "datasets"), **options)
-            builder.download_and_prepare()
-        except DatasetGenerationError as error:
-            raise ValueError(f"cannot read {name}: {error.__cause__ or error}") from error
-        if not builder.info.splits or not builder.info.splits["train"].num_examples:
-            raise ValueError(f"{name} hold no row; there has to be at least one document")
-        dataset = builder.as_dataset(split="train")
-        assert isinstance(dataset, Dataset)
-        return self.documents(dataset, name)
-
-    def stream(self) -> Stream:
-        kind, options, name = self._reader()
-        try:
-            dataset = datasets.load_dataset(kind, split="train", streaming=True, **options)
-        except ValueError as error:  # ArrowInvalid is one
-            raise ValueError(f"cannot read {name}: {error}") from error
-        except StopIteration as error:  # what datasets raises where it looks for a first row
-            raise ValueError(f"{name} hold no row; there has to be at least one document") from error
-        assert isinstance(dataset, IterableDataset)
-        return self.documents_of_stream(dataset, name)
-
-    def _reader(self) -> tuple[str, dict[str, Any], str]:
-        """What `datasets` calls the format, its options, and what errors call the files."""
         known = {"format": get_args(FileFormat), "text_document": tuple(_SAMPLE_BY)}
         for name, values in known.items():
             if getattr(self, name) not in values:
@@ -82,10 +54,19 @@ class Files(TableSource):
         if not any(os.path.getsize(file) for file in files):
             raise ValueError(f"{name} are empty; there has to be at least one document")
         kind = _format_of(files) if self.format == "auto" else self.format
-        options: dict[str, Any] = {"data_files": files}
-        if kind == "text":
-            options["sample_by"] = _SAMPLE_BY[self.text_document]
-        return kind, options, name
+        options: dict[str, Any] = {"sample_by": _SAMPLE_BY[self.text_document]} if kind == "text" else {}
+        try:
+            builder = datasets.load_dataset_builder(
+                kind, data_files=files, cache_dir=str(cache_dir / "datasets"), **options
+            )
+            builder.download_and_prepare()
+        except DatasetGenerationError as error:
+            raise ValueError(f"cannot read {name}: {error.__cause__ or error}") from error
+        if not builder.info.splits or not builder.info.splits["train"].num_examples:
+            raise ValueError(f"{name} hold no row; there has to be at least one document")
+        dataset = builder.as_dataset(split="train")
+        assert isinstance(dataset, Dataset)
+        return self.documents(dataset, name)
 
 
 _SAMPLE_BY = {"file": "document", "paragraph": "paragraph", "line": "line"}
