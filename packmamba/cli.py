@@ -20,6 +20,7 @@ COMMANDS = {
     "validate": ("packmamba.trainer_cli", "perplexity, over tokens and document by document, of the validation set"),
     "test": ("packmamba.trainer_cli", "the same for the test set"),
     "predict": ("packmamba.trainer_cli", "each document's loss and perplexity, written to a JSONL file"),
+    "compare": ("packmamba.bench.compare", "packed, padded and one document at a time, timed on the same documents"),
     "bench": ("packmamba.bench.__main__", "run a benchmark: of the operators, of the compiled kernels, of the loss"),
     "tokenizer": ("packmamba.tokenizer_cli", "train a BPE tokenizer on your documents: `packmamba tokenizer train`"),
     "info": ("packmamba.info", "versions, and what each operator and attention backend would run here"),

@@ -239,9 +239,13 @@ def _build(cls: type, values: dict[str, Any], nested: dict[str, type]) -> Any:
 
 
 def _presets() -> dict[str, ModelConfig]:
-    """Sizes of the Mamba paper (state-spaces/mamba-*), and hybrids with one attention layer in eight."""
+    """Sizes of the Mamba paper (state-spaces/mamba-*), and hybrids with one attention layer in eight; `tiny` ones on
+    bytes, for a CPU."""
     sizes = {"130m": (768, 24), "370m": (1024, 48), "790m": (1536, 48), "1.4b": (2048, 48), "2.8b": (2560, 64)}
-    presets = {}
+    presets = {
+        "mamba-tiny": ModelConfig(layer_pattern="1" * 8, d_model=128, vocab_size=258),
+        "hybrid-tiny": ModelConfig(layer_pattern="1111*111", d_model=128, vocab_size=258),
+    }
     for size, (d_model, depth) in sizes.items():
         presets[f"mamba-{size}"] = ModelConfig(layer_pattern="1" * depth, d_model=d_model, vocab_size=50_280)
     for size, (d_model, depth) in sizes.items():

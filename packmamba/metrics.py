@@ -5,6 +5,7 @@ Sums are kept, never means of means: a ratio is taken once, at the end, over eve
 
 from __future__ import annotations
 
+import importlib.util
 import time
 from dataclasses import dataclass, field
 
@@ -237,6 +238,8 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
         if dtype == torch.float32 and torch.get_float32_matmul_precision() != "highest":
             return peaks[torch.bfloat16] / 2  # TF32
         return peaks.get(dtype)
+    if importlib.util.find_spec("lightning") is None:  # benchmarks run without it
+        return None
     from lightning.fabric.utilities.throughput import get_available_flops
 
     return get_available_flops(device, dtype)

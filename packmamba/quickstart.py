@@ -15,8 +15,9 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from packmamba.bench.environment import describe_environment
+from packmamba.bench.modes import cut
 from packmamba.bench.plots import import_pyplot, plot_loss, plot_throughput
-from packmamba.bench.throughput import MODES, ModeResult, compare_modes
+from packmamba.bench.throughput import MODES, Comparison, ModeResult
 from packmamba.callbacks import LastCheckpoint
 from packmamba.data import PackedDataModule
 from packmamba.lit import LitHybridLM
@@ -111,11 +112,10 @@ def _compare(cli: PackmambaCLI, num_documents: int, repeats: int) -> list[ModeRe
     ]
     console.print(f"{len(tokens)} documents, {sum(map(len, tokens)):,} tokens, packs of {datamodule.capacity}")
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
+    comparison = Comparison(model.config, cut(tokens, datamodule.capacity), datamodule.capacity)
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("Training passes", total=len(MODES) * (repeats + 1))
-        return compare_modes(
-            model.config, tokens, datamodule.capacity, repeats=repeats, on_pass=lambda mode: progress.advance(task)
-        )
+        return comparison.run(repeats, on_pass=lambda mode: progress.advance(task))
 
 
 def _print_results(results: Sequence[ModeResult]) -> None:

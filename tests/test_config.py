@@ -72,7 +72,7 @@ BAD_CONFIGS = {
     "wide convolution": (lambda: Mamba1Config(d_conv=9), ValueError, "between 2 and 8, got 9"),
     "step sizes swapped": (lambda: Mamba1Config(dt_min=0.2), ValueError, r"dt_min \(0.2\) is larger than dt_max"),
     "negative width": (lambda: MLPConfig(d_ff=-1), ValueError, "MLPConfig.d_ff must be positive, got -1"),
-    "unknown preset": (lambda: ModelConfig.from_preset("mamba-3b"), ValueError, "'mamba-3b'; available: mamba-130m"),
+    "unknown preset": (lambda: ModelConfig.from_preset("mamba-3b"), ValueError, "'mamba-3b'; available: mamba-tiny"),
     "unknown field": (lambda: ModelConfig.from_dict({"depth": 3}), ValueError, "no field 'depth'"),
     "unknown nested field": (
         lambda: ModelConfig.from_dict({"layer_pattern": "1", **SMALL, "mamba1": {"width": 3}}),

@@ -21,7 +21,7 @@ ALLOWED = {
     **{part: {"packmamba_kernels", *ARROW[:i]} for i, part in enumerate(ARROW)},
     "config": set(),
     "data": {"packmamba_kernels", "packing"},
-    "bench": {"packmamba_kernels", "packing", "config", "attention", "model", "data"},
+    "bench": {"packmamba_kernels", "packing", "config", "attention", "model", "metrics", "data"},
     "info": {"packmamba_kernels", "packing", "config", "attention", "model", "data", "bench"},
     "cli": set(),
 }

@@ -140,7 +140,7 @@ def compile_conv(
 def describe(architectures: Sequence[int] = ARCHITECTURES, states: int = 16, width: int = 4) -> list[dict[str, Any]]:
     """One row for each kernel and architecture: bf16, every optional input but initial and final states."""
     rows = []
-    plain = dict.fromkeys(("HAS_INITIAL", "STORE_FINAL", "HAS_DFINAL", "STORE_OUT"), False)
+    plain: dict[str, bool] = dict.fromkeys(("HAS_INITIAL", "STORE_FINAL", "HAS_DFINAL", "STORE_OUT"), False)
     for architecture in architectures:
         for name in CONV_KERNELS:
             launch = CONV_KERNELS[name][1]

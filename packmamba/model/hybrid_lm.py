@@ -36,11 +36,14 @@ class Backbone(nn.Module):
         if self.residual_in_fp32:
             x = x.to(torch.promote_types(x.dtype, torch.float32))
         for layer in self.layers:
-            if self.recompute_blocks and torch.is_grad_enabled():
-                x = checkpoint(layer, x, packing, use_reentrant=False, context_fn=keep_sequence_mixing)
-            else:
-                x = layer(x, packing)
+            x = self.run_layer(layer, x, packing)
         return self.norm_f(x)
+
+    def run_layer(self, layer: nn.Module, x: Tensor, packing: Packing) -> Tensor:
+        """One layer, (T, d_model) -> (T, d_model), of which the backward computes again what the configuration says."""
+        if self.recompute_blocks and torch.is_grad_enabled():
+            return checkpoint(layer, x, packing, use_reentrant=False, context_fn=keep_sequence_mixing)
+        return layer(x, packing)
 
 
 class HybridLM(nn.Module):

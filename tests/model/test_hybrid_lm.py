@@ -63,6 +63,7 @@ def test_attention_and_mlp_layers_have_the_names_of_the_published_hybrids():
 
 
 NUM_PARAMETERS = {
+    "mamba-tiny": 966_016,
     "mamba-130m": 129_135_360,
     "mamba-370m": 371_516_416,
     "mamba-790m": 793_204_224,

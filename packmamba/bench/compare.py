@@ -1,0 +1,464 @@
+"""Packed against padded against one document at a time: full training steps on the same documents, timed.
+
+    packmamba compare                                          # a tiny hybrid, on this machine
+    packmamba compare --models mamba-1.4b --capacity 16384 65536 --modes packed padded padded_sorted single
+
+Real tokens only. All modes have to find the same loss on the untrained model before any of them is timed. Every list is
+swept; results are written after each pass, so an interrupted run keeps what it has. Needs torch, triton and numpy only
+(pictures need matplotlib).
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import torch
+
+from packmamba.bench.breakdown import break_down, trace
+from packmamba.bench.environment import describe_environment
+from packmamba.bench.modes import PACKING_STRATEGIES, Mode, make_batches, parse_mode
+from packmamba.bench.peers import why_missing
+from packmamba.bench.throughput import Comparison, Precision, Trainee
+from packmamba.config import PRESETS, ModelConfig, Recompute
+from packmamba.data.lengths import DISTRIBUTIONS, read_histogram, sample_lengths
+from packmamba.model import HybridLM
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "cuda": {
+        "models": ["mamba-130m"],
+        "capacity": [16_384],
+        "batch_sizes": [4, 8, 16],
+        "tokens": 65_536,
+        "precision": "bf16-mixed",
+    },
+    "cpu": {
+        "models": ["hybrid-tiny"],
+        "capacity": [4096],
+        "batch_sizes": [4, 8],
+        "tokens": 16_384,
+        "precision": "32-true",
+    },
+}
+"""What is compared where the options say nothing."""
+
+DEFAULT_MODES = ("packed", "padded", "padded_sorted", "single", "mamba-ssm/padded:8", "mamba-ssm/dense:4096")
+
+Row = dict[str, Any]
+
+
+def load_model(name: str, layer_pattern: str | None = None, recompute: str | None = None) -> ModelConfig:
+    """A preset, or the model of a YAML or JSON file: a model configuration, or a training configuration that has one.
+
+    Raises ValueError for a name that is neither (lists the presets), a file without a model, a field that does not
+    exist; ModuleNotFoundError for YAML without PyYAML.
+    """
+    if name in PRESETS:
+        config = PRESETS[name]
+    elif Path(name).is_file():
+        config = ModelConfig.from_dict(_model_section(Path(name)))
+    else:
+        raise ValueError(f"unknown model {name!r}: neither a file nor a preset; presets: {', '.join(PRESETS)}")
+    changes = {"layer_pattern": layer_pattern, "recompute": recompute}
+    return replace(config, **{field: value for field, value in changes.items() if value is not None})
+
+
+def _model_section(path: Path) -> dict[str, Any]:
+    if path.suffix == ".json":
+        content = json.loads(path.read_text())
+    else:
+        if importlib.util.find_spec("yaml") is None:
+            raise ModuleNotFoundError(f"{path} is YAML, which needs PyYAML: pip install pyyaml, or use JSON")
+        import yaml
+
+        content = yaml.safe_load(path.read_text())
+    section = content if isinstance(content, dict) else {}
+    section = section.get("model", section)
+    section = section.get("config", section)
+    if "layer_pattern" not in section:
+        raise ValueError(f"{path} describes no model: it has neither layer_pattern nor model.config.layer_pattern")
+    return section
+
+
+def load_lengths(source: str, num_tokens: int, mean: float | None = None, seed: int = 0) -> np.ndarray:
+    """Document lengths that add up to about `num_tokens`. source: a distribution's name, or a file to draw from: a
+    histogram (`.json`, `.csv`), or an array of documents' lengths (`.npy`). mean: stretches them to this mean.
+
+    Raises ValueError for a source that is none of these, naming the distributions; FileNotFoundError for a file that is
+    not there.
+    """
+    if source == "giant":
+        return np.array([num_tokens])
+    draw = _drawing_from(source, seed)
+    count = 64
+    while True:
+        lengths = draw(count)
+        if mean is not None:
+            lengths = np.maximum(1, np.round(lengths * (mean / lengths.mean()))).astype(np.int64)
+        ends = np.cumsum(lengths)
+        if ends[-1] >= num_tokens:
+            return lengths[: int(np.searchsorted(ends, num_tokens)) + 1]
+        count *= 2
+
+
+def _drawing_from(source: str, seed: int) -> Callable[[int], np.ndarray]:
+    """Draws so many lengths."""
+    if source in DISTRIBUTIONS:
+        return lambda count: sample_lengths(source, num_documents=count, seed=seed)
+    if source.endswith(".npy"):
+        known = np.load(source)
+        if known.ndim != 1 or not np.issubdtype(known.dtype, np.integer) or known.size == 0 or known.min() < 1:
+            raise ValueError(f"{source} must hold lengths of documents, whole numbers of at least 1, in one dimension")
+        return lambda count: np.random.default_rng(seed).choice(known, count)
+    if source.endswith((".json", ".csv")):
+        values, counts = read_histogram(source)
+        return lambda count: np.random.default_rng(seed).choice(values, count, p=counts / counts.sum())
+    raise ValueError(
+        f"unknown lengths {source!r}; available: {', '.join(DISTRIBUTIONS)}, a histogram (.json or .csv), or an "
+        "array of lengths (.npy)"
+    )
+
+
+def make_documents(lengths: np.ndarray, vocab_size: int, seed: int = 0) -> list[np.ndarray]:
+    """Random token ids."""
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, vocab_size, length) for length in lengths.tolist()]
+
+
+def expand_modes(names: Sequence[str], batch_sizes: Sequence[int]) -> list[Mode]:
+    """Modes by name; `padded` and `padded_sorted` once for each batch size, `packed:all` once for each strategy."""
+    modes: list[Mode] = []
+    for name in names:
+        if name == "packed:all":
+            modes += [Mode("packed", strategy) for strategy in PACKING_STRATEGIES]
+            continue
+        mode = parse_mode(name)
+        if mode.kind in ("padded", "padded_sorted") and mode.size is None and batch_sizes:
+            modes += [replace(mode, size=size) for size in batch_sizes]
+        else:
+            modes.append(mode)
+    return list(dict.fromkeys(modes))
+
+
+def needs_capacity(mode: Mode) -> bool:
+    """Whether a mode's batches depend on the capacity."""
+    return mode.kind in ("packed", "dense") or (mode.kind != "single" and mode.size is None)
+
+
+class Sweep:
+    """Everything that one call compares, and what has been measured so far."""
+
+    def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
+        self.options, self.device = options, device
+        self.modes = expand_modes(options.modes, options.batch_sizes)
+        self.report: dict[str, Any] = {
+            "benchmark": "compare",
+            "results": [],
+            "breakdown": [],
+            "environment": describe_environment(device),
+        }
+        self._comparisons: list[tuple[Row, Comparison]] = []
+        self.cases = list(self._cases())
+
+    def _cases(self) -> Iterator[tuple[Row, ModelConfig, list[np.ndarray], int, list[Mode]]]:
+        """(what the rows have in common, model, documents, capacity, modes); bad input raises here, before anything is
+        timed."""
+        options = self.options
+        patterns, recomputes = options.layer_patterns or [None], options.recompute or [None]
+        documents: dict[tuple[str, float | None], np.ndarray] = {
+            (source, mean): load_lengths(source, options.tokens, mean)
+            for source, mean in itertools.product(options.lengths, options.mean_length or [None])
+        }
+        for name, pattern, recompute in itertools.product(options.models, patterns, recomputes):
+            config = load_model(name, pattern, recompute)
+            for (source, _), lengths in documents.items():
+                texts = make_documents(lengths, config.vocab_size)
+                common = {
+                    "model": name,
+                    "layer_pattern": config.layer_pattern,
+                    "recompute": config.recompute,
+                    "lengths": source,
+                    "mean_length": round(float(lengths.mean()), 1),
+                    "precision": options.precision,
+                }
+                for i, capacity in enumerate(options.capacity):
+                    modes = [mode for mode in self.modes if i == 0 or needs_capacity(mode)]
+                    make_batches(Mode("single"), texts, capacity)  # raises where a document does not fit
+                    yield common | {"capacity": capacity}, config, texts, capacity, modes
+
+    @property
+    def num_passes(self) -> int:
+        ready = (why_missing(mode, config) is None for _, config, _, _, modes in self.cases for mode in modes)
+        return (self.options.repeats + 1) * sum(ready)
+
+    def run(self, on_pass: Callable[[str], None]) -> None:
+        losses: dict[str, float | None] = {}
+        for common, config, documents, capacity, modes in self.cases:
+            same = json.dumps({key: common[key] for key in ("model", "layer_pattern", "lengths", "mean_length")})
+            comparison = Comparison(
+                config,
+                documents,
+                capacity,
+                modes=[str(mode) for mode in modes],
+                device=self.device,
+                precision=self.options.precision,
+                expected_loss=losses.get(same),
+            )
+            self._comparisons.append((common, comparison))
+
+            def passed(mode: str, common: Row = common) -> None:
+                self.write()
+                on_pass(f"{common['model']} {common['lengths']} {common['capacity']:,} {mode}")
+
+            comparison.run(self.options.repeats, passed)
+            losses[same] = comparison.loss
+            self.write()
+        if self.options.profile or self.options.trace is not None:
+            self._profile()
+
+    def _profile(self) -> None:
+        """The breakdown of a packed step, once for each model."""
+        seen = set()
+        for common, config, documents, capacity, _ in self.cases:
+            key = (common["model"], common["layer_pattern"], common["recompute"])
+            if key in seen:
+                continue
+            seen.add(key)
+            torch.manual_seed(0)
+            trainee = Trainee(HybridLM(config), self.device, self.options.precision)
+            batch = max(make_batches(Mode("packed"), documents, capacity), key=lambda b: b.packing.num_tokens)
+            for share in break_down(trainee, batch):
+                self.report["breakdown"].append(common | {"tokens": batch.num_tokens} | share.to_dict())
+            if self.options.trace is not None:
+                trace(trainee, batch, self.options.trace)
+            self.write()
+
+    def write(self) -> None:
+        """The results so far, in one step, so that an interrupt leaves a whole file."""
+        self.report["results"] = [
+            common | result.to_dict() for common, comparison in self._comparisons for result in comparison.results
+        ]
+        path = self.options.output / "compare.json"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".partial")
+        partial.write_text(json.dumps(self.report, indent=2) + "\n")
+        partial.replace(path)
+
+
+def table(rows: Sequence[Row]) -> list[list[str]]:
+    """Header and rows of the comparison, as texts."""
+    varying = [
+        name
+        for name in ("model", "layer_pattern", "recompute", "lengths", "mean_length", "capacity")
+        if len({row[name] for row in rows}) > 1
+    ]
+    lines = [
+        [
+            *(name.replace("_", " ") for name in varying),
+            "mode",
+            "real tokens/s (slowest - fastest)",
+            "forward + backward",
+            "padding",
+            "steps",
+            "activations",
+            "peak",
+            "MFU",
+            "packed is",
+        ]
+    ]
+    for row in rows:
+        line = [f"{row[name]:,}" if isinstance(row[name], int) else str(row[name]) for name in varying]
+        line.append(f"`{row['mode']}`")
+        if row["status"] != "ok":
+            lines.append([*line, f"{row['status']}: {row['detail']}", *[""] * 7])
+            continue
+        slowest, fastest = (row["num_tokens"] / pick(row["seconds"]) for pick in (max, min))
+        packed = _packed_of(row, rows)
+        lines.append(
+            [
+                *line,
+                f"{row['tokens_per_second']:,.0f} ({slowest:,.0f} - {fastest:,.0f})",
+                f"{row['forward_backward_tokens_per_second']:,.0f}",
+                f"{row['padding_fraction']:.1%}",
+                str(row["num_steps"]),
+                f"{row['activation_bytes_per_token'] / 1024:,.1f} KiB",
+                "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:,.1f} GiB",
+                "" if row["mfu"] is None else f"{row['mfu']:.1%}",
+                ""
+                if packed is None or packed is row
+                else f"{packed['tokens_per_second'] / row['tokens_per_second']:.2f}×",
+            ]
+        )
+    kept = [i for i, name in enumerate(lines[0]) if name not in ("peak", "MFU") or any(line[i] for line in lines[1:])]
+    return [[line[i] for i in kept] for line in lines]
+
+
+def _packed_of(row: Row, rows: Sequence[Row]) -> Row | None:
+    """The fastest packed row of packmamba on the same model and documents."""
+    same = ("model", "layer_pattern", "recompute", "lengths", "mean_length")
+    candidates = [
+        other
+        for other in rows
+        if other["mode"].startswith("packed") and other["status"] == "ok" and all(other[k] == row[k] for k in same)
+    ]
+    return max(candidates, key=lambda other: other["tokens_per_second"], default=None)
+
+
+def markdown(lines: Sequence[Sequence[str]]) -> str:
+    """Columns up to `mode` or `part` are aligned to the left, numbers after them to the right."""
+    header, *rows = lines
+    left = 1 + next(i for i, name in enumerate(header) if name in ("mode", "part"))
+    rule = ["---"] * left + ["---:"] * (len(header) - left)
+    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *rows])
+
+
+def breakdown_table(rows: Sequence[Row]) -> list[list[str]]:
+    lines = [["model", "recompute", "part", "layers", "forward", "backward", "of the step", "kept for each token"]]
+    for row in rows:
+        same = [r for r in rows if all(r[k] == row[k] for k in ("model", "layer_pattern", "recompute"))]
+        total = sum(r["forward_seconds"] + r["backward_seconds"] for r in same)
+        share = (row["forward_seconds"] + row["backward_seconds"]) / total
+        kept = "" if row["kept_bytes"] is None else f"{row['kept_bytes'] / row['tokens'] / 1024:,.1f} KiB"
+        lines.append(
+            [
+                row["model"],
+                row["recompute"],
+                row["kind"],
+                str(row["layers"]),
+                f"{1e3 * row['forward_seconds']:,.1f} ms",
+                f"{1e3 * row['backward_seconds']:,.1f} ms",
+                f"{share:.0%}",
+                kept,
+            ]
+        )
+    return lines
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[str], None]]:
+    """Yields what names a finished pass; a bar where rich and a terminal are there, else a line for each."""
+    done = itertools.count(1)
+    if importlib.util.find_spec("rich") is None or not sys.stderr.isatty():
+        yield lambda text: print(f"{next(done)}/{total} {text}", file=sys.stderr, flush=True)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda text: bar.update(task, advance=1, description=text)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="packmamba compare",
+        description="Trains on the same documents packed, padded and one at a time, and times it. Lists are swept.",
+        epilog=(
+            f"modes: packed[:STRATEGY|:all], padded[:ROWS], padded_sorted[:ROWS], single, mamba-ssm/MODE, "
+            f"mamba-ssm/dense:TOKENS; strategies: {', '.join(PACKING_STRATEGIES)}; lengths: "
+            + "; ".join(f"{name}: {meaning}" for name, meaning in DISTRIBUTIONS.items())
+        ),
+    )
+
+    def default(key: str) -> str:
+        return f"(default: {_text(DEFAULTS['cuda'][key])} on CUDA, {_text(DEFAULTS['cpu'][key])} on the CPU)"
+
+    parser.add_argument("--models", nargs="+", help=f"presets, or YAML or JSON files {default('models')}")
+    parser.add_argument("--layer-patterns", nargs="+", help="layer patterns that replace the models' own, quoted")
+    parser.add_argument("--recompute", nargs="+", choices=get_args(Recompute), help="what the backward computes again")
+    parser.add_argument(
+        "--modes", nargs="+", default=list(DEFAULT_MODES), help=f"ways to train (default: {' '.join(DEFAULT_MODES)})"
+    )
+    parser.add_argument("--capacity", nargs="+", type=_positive, help=f"tokens of a pack {default('capacity')}")
+    parser.add_argument(
+        "--batch-sizes", nargs="+", type=_positive, help=f"rows of a padded batch {default('batch_sizes')}"
+    )
+    parser.add_argument(
+        "--lengths", nargs="+", default=["lognormal"],
+        help="distributions, histograms (.json, .csv) or arrays of lengths (.npy) (default: lognormal)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--mean-length", nargs="+", type=_positive, help="stretch the lengths to these means, in tokens"
+    )
+    parser.add_argument("--tokens", type=_positive, help=f"real tokens of a pass, about {default('tokens')}")
+    parser.add_argument("--precision", choices=get_args(Precision), help=default("precision"))
+    parser.add_argument("--repeats", type=_positive, default=3, help="timed passes of each mode (default: 3)")
+    parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where there is one")
+    parser.add_argument("--profile", action="store_true", help="time and memory of a packed step by kind of layer too")
+    parser.add_argument("--trace", type=Path, metavar="FILE", help="a Chrome trace of a packed step too")
+    parser.add_argument(
+        "--output", type=Path, default=Path("runs/compare"), help="folder of results (default: %(default)s)"
+    )
+    parser.add_argument("--no-pictures", action="store_true", help="write no PNG")
+    return parser
+
+
+def _text(value: Any) -> str:
+    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _positive(text: str) -> int:
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Returns 0, or 130 where it was interrupted. Wrong options leave through argparse with 2."""
+    parser = _parser()
+    options = parser.parse_args(argv)
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device here; use --device cpu")
+    if not options.no_pictures and importlib.util.find_spec("matplotlib") is None:
+        parser.error("pictures need matplotlib: pip install 'packmamba[plots]', or use --no-pictures")
+    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    for key, value in DEFAULTS[device.type].items():
+        if getattr(options, key) is None:
+            setattr(options, key, value)
+    try:
+        sweep = Sweep(options, device)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        parser.error(str(error))
+    environment = sweep.report["environment"]
+    print(f"{environment['device']}, torch {torch.__version__}, {options.precision}")
+    code = 0
+    try:
+        with progress(sweep.num_passes) as advance:
+            sweep.run(advance)
+    except KeyboardInterrupt:
+        print("interrupted; what was measured so far:")
+        code = 130
+    sweep.write()
+    _finish(sweep, options)
+    return code
+
+
+def _finish(sweep: Sweep, options: argparse.Namespace) -> None:
+    rows, shares = sweep.report["results"], sweep.report["breakdown"]
+    text = markdown(table(rows)) if rows else "nothing was measured"
+    if shares:
+        text += "\n\n" + markdown(breakdown_table(shares))
+    print(text)
+    (options.output / "compare.md").write_text(text + "\n")
+    written = [options.output / "compare.json", options.output / "compare.md"]
+    if not options.no_pictures:
+        from packmamba.bench.compare_plots import draw_all
+
+        written += draw_all(rows, shares, options.output, sweep.report["environment"]["device"])
+    print("Real tokens only; every mode found the same loss on the untrained model before it was timed.")
+    for path in written:
+        print(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
