@@ -21,7 +21,7 @@ from datasets import Dataset
 from packmamba.data.cache import key_of, new_folder, progress_bar, write_atomically
 from packmamba.data.chat import ChatTemplate
 from packmamba.data.encode import Encoder
-from packmamba.data.parallel import encode_all, num_workers
+from packmamba.data.parallel import encode_all, num_workers, undecodable
 from packmamba.data.tokenizers import Tokenizer
 
 _log = logging.getLogger(__name__)
@@ -111,7 +111,7 @@ def tokenise(
     row. workers: processes that tokenise; 0: this one; None: see `num_workers`.
 
     Raises ValueError if every document is empty, or if the tokenizer gives an id that is not below its vocabulary size;
-    ConversationError for a conversation that cannot be written out (named with its row); FileNotFoundError if the chat
+    RowError for a row that is not UTF-8, or a conversation that cannot be written out; FileNotFoundError if the chat
     template is not there.
     """
     template = None if dataset.column_names == ["text"] else ChatTemplate.of(tokenizer, chat_template)
@@ -181,7 +181,11 @@ def _text_digest(dataset: Dataset, cache_dir: Path) -> str:
             lengths.update(np.diff(bounds).tobytes())
             texts.update(memoryview(values or b"")[bounds[0] : bounds[-1]])
         if conversations:
-            others.update(json.dumps(table.select(conversations).to_pylist()).encode())
+            try:
+                rows = table.select(conversations).to_pylist()
+            except UnicodeDecodeError as error:
+                raise undecodable(dataset, 0) from error
+            others.update(json.dumps(rows).encode())
     digest = key_of(lengths.hexdigest(), texts.hexdigest(), *([others.hexdigest()] if conversations else []))
     with write_atomically(memo) as temporary:
         temporary.write_text(digest)

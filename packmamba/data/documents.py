@@ -10,8 +10,8 @@ from typing import Literal, get_args
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from packmamba.data.chat import ConversationError
 from packmamba.data.corpus import Corpus, tokenise
+from packmamba.data.encode import RowError
 from packmamba.data.packers import Packs
 from packmamba.data.sources import Source
 from packmamba.data.tokenizers import Tokenizer
@@ -116,7 +116,7 @@ class DocumentSplits:
                     chat_template=self.chat_template,
                     workers=self.tokenizer_workers,
                 )
-            except ConversationError as error:
+            except RowError as error:
                 raise ValueError(f"{source}, {error}") from error
         return self._corpora[name]
 

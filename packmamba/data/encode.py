@@ -12,6 +12,10 @@ from packmamba.data.chat import ChatTemplate, ConversationError, conversation
 from packmamba.data.tokenizers import Encoded, Tokenizer
 
 
+class RowError(ValueError):
+    """A row of a source that cannot be encoded; the message names it by its number."""
+
+
 @dataclass(frozen=True)
 class EncodedRows:
     """A few documents, one after the other."""
@@ -46,7 +50,7 @@ class Encoder:
         gets a BOS or EOS only where the template has not written it; its EOS is to be predicted where the assistant
         has the last word.
 
-        Raises ConversationError for a conversation that cannot be written out, ValueError for a tokenizer that gives
+        Raises RowError for a conversation that cannot be written out, ValueError for a tokenizer that gives
         ids beyond its vocabulary.
         """
         if self.template is None:
@@ -64,7 +68,7 @@ class Encoder:
                 else:
                     plain[number] = row.get("text")
             except ConversationError as error:
-                raise ConversationError(f"row {first_row + number}: {error}") from error
+                raise RowError(f"row {first_row + number}: {error}") from error
         documents = dict(zip(plain, self._plain(list(plain.values())), strict=True))
         targets = {number: np.ones(ids.size, dtype=bool) for number, ids in documents.items()}
         texts = [text for text, _, _ in written.values()]

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 
 from datasets import Dataset
 
-from packmamba.data.encode import EncodedRows, Encoder
+from packmamba.data.encode import EncodedRows, Encoder, RowError
 
 BATCH = 1000
 """Documents that are encoded at once."""
@@ -60,7 +60,21 @@ def encode_all(dataset: Dataset, encoder: Encoder, workers: int) -> Generator[En
 
 
 def _encode_batch(dataset: Dataset, encoder: Encoder, start: int) -> EncodedRows:
-    return encoder.encode(dataset[start : start + BATCH], start)
+    try:
+        rows = dataset[start : start + BATCH]
+    except UnicodeDecodeError as error:  # files that are not UTF-8 load all the same
+        raise undecodable(dataset, start) from error
+    return encoder.encode(rows, start)
+
+
+def undecodable(dataset: Dataset, start: int) -> RowError:
+    """Says which is the first row, from `start` on, that is not UTF-8; there has to be one."""
+    for row in range(start, len(dataset)):
+        try:
+            _ = dataset[row]
+        except UnicodeDecodeError as error:
+            return RowError(f"row {row}: not UTF-8: {error.reason} at byte {error.start + 1} of a text")
+    raise AssertionError("every row can be decoded")
 
 
 _job: tuple[Dataset, Encoder]

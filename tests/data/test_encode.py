@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from packmamba.data.chat import CHATML, ChatTemplate, ConversationError
-from packmamba.data.encode import Encoder
+from packmamba.data.chat import CHATML, ChatTemplate
+from packmamba.data.encode import Encoder, RowError
 from packmamba.data.tokenizers import BPETokenizer, ByteTokenizer, Encoded, HFTokenizer, Tokenizer
 
 TALK = [
@@ -138,7 +138,7 @@ def test_spaces_that_a_tokenizer_leaves_out_of_its_offsets_stay_where_they_are()
 
 def test_an_error_names_the_row():
     rows = {"messages": [TALK, [{"role": None, "content": "x"}]]}
-    with pytest.raises(ConversationError, match="row 1001: message 1 has no role"):
+    with pytest.raises(RowError, match="row 1001: message 1 has no role"):
         encoder(ByteTokenizer()).encode(rows, 1000)
 
 

@@ -13,9 +13,9 @@ import pytest
 from datasets import Dataset
 
 from packmamba.data import parallel
-from packmamba.data.chat import CHATML, ChatTemplate, ConversationError
+from packmamba.data.chat import CHATML, ChatTemplate
 from packmamba.data.corpus import tokenise
-from packmamba.data.encode import Encoder
+from packmamba.data.encode import Encoder, RowError
 from packmamba.data.tokenizers import BPETokenizer, ByteTokenizer
 
 TEXTS = [f"document {index} " * (index % 13) for index in range(200)]
@@ -50,7 +50,7 @@ def test_tokenizers_threads_are_as_before(tmp_path, monkeypatch):
 def test_a_row_that_cannot_be_written_out_is_named_by_a_worker_too(tmp_path):
     rows = [[{"role": "user", "content": text}] for text in TEXTS]
     rows[150][0]["role"] = None
-    with pytest.raises(ConversationError, match="row 150: message 1 has no role"):
+    with pytest.raises(RowError, match="row 150: message 1 has no role"):
         tokenise(Dataset.from_dict({"messages": rows}), ByteTokenizer(), tmp_path, workers=2)
     assert list((tmp_path / "tokens").iterdir()) == []
 

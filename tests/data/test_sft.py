@@ -104,6 +104,15 @@ def test_a_message_without_a_role_is_named_with_source_and_row(write_jsonl, make
         make(source)
 
 
+def test_a_row_that_is_not_utf8_is_named_with_source_and_row(tmp_path, make):
+    (tmp_path / "latin.jsonl").write_bytes(
+        '{"text": "a", "reply": "b"}\n{"text": "caf\xe9", "reply": "c"}\n'.encode("latin-1")
+    )
+    for columns in ({}, {"prompt_column": "reply", "completion_column": "text"}):
+        with pytest.raises(ValueError, match=r"Files\(.*latin\.jsonl'\]\), row 1: not UTF-8: .* at byte 4 of a text"):
+            make(Files(paths=[str(tmp_path / "latin.jsonl")], **columns))
+
+
 def test_plain_text_may_be_mixed_with_conversations(conversations, make):
     module = make(Mixture(sources=[conversations, Recall(num_documents=30, max_pairs=3)], weights=[1, 1]))
     packs = module.packs()

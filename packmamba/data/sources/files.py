@@ -13,6 +13,7 @@ from datasets import Dataset
 from datasets.exceptions import DatasetGenerationError
 
 from packmamba.data.sources.base import TableSource
+from packmamba.data.sources.diagnose import find_fault
 
 FileFormat = Literal["auto", "json", "csv", "parquet", "arrow", "text"]
 
@@ -60,13 +61,18 @@ class Files(TableSource):
                 kind, data_files=files, cache_dir=str(cache_dir / "datasets"), **options
             )
             builder.download_and_prepare()
-        except DatasetGenerationError as error:
-            raise ValueError(f"cannot read {name}: {error.__cause__ or error}") from error
+        except (DatasetGenerationError, ValueError, EOFError) as error:
+            fault = find_fault(files, kind, {}, options) or f"{name}: {error.__cause__ or error}"
+            raise ValueError(f"cannot read {fault}") from error
         if not builder.info.splits or not builder.info.splits["train"].num_examples:
             raise ValueError(f"{name} hold no row; there has to be at least one document")
         dataset = builder.as_dataset(split="train")
         assert isinstance(dataset, Dataset)
-        return self.documents(dataset, name)
+        try:
+            return self.documents(dataset, name)
+        except ValueError as error:
+            fault = find_fault(files, kind, self.columns(), options) if kind == "json" else None
+            raise ValueError(f"{error}; {fault}" if fault else str(error)) from error
 
 
 _SAMPLE_BY = {"file": "document", "paragraph": "paragraph", "line": "line"}

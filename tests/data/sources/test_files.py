@@ -59,20 +59,56 @@ def test_a_changed_file_is_read_again(write_jsonl, cache):
 
 
 CONTENTS = {
-    "good.jsonl": '{"text": "a", "n": 1}\n',
-    "good.csv": "text\na\n",
-    "empty.jsonl": "",
-    "header.csv": "text,n\n",
-    "corrupt.jsonl": '{"text": "a"}\n{"text": \n',
-    "what.xyz": "a",
+    "good.jsonl": b'{"text": "a", "n": 1}\n',
+    "good.csv": b"text\na\n",
+    "empty.jsonl": b"",
+    "header.csv": b"text,n\n",
+    "corrupt.jsonl": b'{"text": "a"}\n\n{"text": \n{"text": "c"}\n',
+    "corrupt.jsonl.gz": gzip.compress(b'{"text": "a"}\nhello\n'),
+    "cut.jsonl.gz": gzip.compress(b'{"text": "a"}\n' * 1000)[:-20],
+    "corrupt.json": b'[{"text": "a"},\n {"text": ]',
+    "list.jsonl": b'{"text": "a"}\n["b"]\n',
+    "types.jsonl": b'{"text": "a"}\n{"text": 5}\n',
+    "types.json": b'[{"text": "a"}, {"text": ["b", "c"]}]',
+    "talk.jsonl": b'{"messages": [{"role": "user", "content": "x"}]}\n{"messages": "oops"}\n',
+    "ragged.csv": b"text,n\na,1\nb,2,3\n",
+    "latin.txt": b"caf\xe9",
+    "no.parquet": b"hello",
+    "what.xyz": b"a",
 }
 BAD_FILES = {
     "missing-file": (["nothing-*.jsonl"], {}, FileNotFoundError, r"no file matches '.*nothing-\*\.jsonl'"),
     "missing-column": (["good.jsonl"], {"column": "body"}, ValueError, "no column 'body'; its columns: text, n"),
+    "missing-in-csv": (
+        ["good.csv"],
+        {"column": "body"},
+        ValueError,
+        r"good\.csv has no column 'body'; its columns: text",
+    ),
     "not-text": (["good.jsonl"], {"column": "n"}, ValueError, r"column 'n' of .*good\.jsonl holds int64, not text"),
+    "not-always-text": (["types.jsonl"], {}, ValueError, r"; \S*types\.jsonl, line 2: 'text' is 5, not text"),
+    "array": (["types.json"], {}, ValueError, r"types\.json, row 2: 'text' is \[\"b\", \"c\"\], not text"),
+    "messages": (
+        ["talk.jsonl"],
+        {"messages_column": "messages"},
+        ValueError,
+        r"talk\.jsonl, line 2: 'messages' is \"oops",
+    ),
     "empty-file": (["empty.jsonl"], {}, ValueError, r"empty\.jsonl are empty"),
     "no-row": (["header.csv"], {}, ValueError, r"header\.csv hold no row"),
-    "corrupt": (["corrupt.jsonl"], {}, ValueError, r"cannot read .*corrupt\.jsonl.*JSON parse error"),
+    "corrupt": (["good.jsonl", "corrupt.jsonl"], {}, ValueError, r"read \S*corrupt\.jsonl, line 3: not JSON: Expec"),
+    "corrupt-gz": (["corrupt.jsonl.gz"], {}, ValueError, r"cannot read \S*corrupt\.jsonl\.gz, line 2: not JSON"),
+    "cut": (["cut.jsonl.gz"], {}, ValueError, r"cannot read \S*cut\.jsonl\.gz: Compressed file ended before"),
+    "corrupt-array": (
+        ["corrupt.json"],
+        {},
+        ValueError,
+        r"corrupt\.json, line 2: not JSON: Expecting value at column 11",
+    ),
+    "no-object": (["list.jsonl"], {}, ValueError, r"list\.jsonl, line 2: expected an object, .*, got \[\"b\"\]"),
+    "ragged": (["good.csv", "ragged.csv"], {}, ValueError, r"read \S*ragged\.csv: .* 2 fields in line 3, saw 3"),
+    "not-utf8": (["latin.txt"], {}, ValueError, r"cannot read \S*latin\.txt: 'utf-8' codec"),
+    "not-parquet": (["no.parquet"], {}, ValueError, r"cannot read \S*no\.parquet: Parquet file size is 5 bytes"),
     "unknown-ending": (["what.xyz"], {}, ValueError, r"format of '.*what\.xyz'.*known: \.json, .*or set format"),
     "mixed": (["good.jsonl", "good.csv"], {}, ValueError, r"one format, got .*good\.jsonl.*good\.csv"),
     "unknown-format": (["good.csv"], {"format": "xml"}, ValueError, "unknown format 'xml'; available: auto, json"),
@@ -83,7 +119,7 @@ BAD_FILES = {
 
 @pytest.mark.parametrize(("names", "options", "error", "message"), BAD_FILES.values(), ids=BAD_FILES)
 def test_files_that_cannot_be_used_say_why(tmp_path, cache, names, options, error, message):
-    for name, text in CONTENTS.items():
-        (tmp_path / name).write_text(text)
+    for name, content in CONTENTS.items():
+        (tmp_path / name).write_bytes(content)
     with pytest.raises(error, match=message):
         Files(paths=[str(tmp_path / name) for name in names], **options).load(cache)
