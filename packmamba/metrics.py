@@ -209,7 +209,10 @@ class DocumentLossTable:
 
 
 def _real_lengths(batch: PackedBatch, has_target: np.ndarray) -> np.ndarray:
-    """int64 (S,): tokens of each sequence. A padded row's filler comes after the token that its last target is."""
+    """int64 (S,): tokens of each sequence, filler left out. Where the batch does not say, every token but a sequence's
+    first is taken for a target, and filler for what comes after the last one."""
+    if batch.real_lengths is not None:
+        return batch.real_lengths.numpy()
     lengths = np.array(batch.packing.host_lengths)
     if not batch.num_padding:
         return lengths

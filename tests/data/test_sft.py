@@ -143,3 +143,14 @@ def test_labels_are_the_next_tokens_that_are_to_be_predicted():
     assert batch.labels.tolist() == [-100, 7, -100, 9, -100, -100, -100]
     assert batch.num_targets == 2
     assert batch.real_lengths.tolist() == [3, 2, 0]
+
+
+def test_the_tokens_of_a_padded_row_are_counted_although_its_last_one_is_no_target():
+    from packmamba.metrics import DocumentLossTable
+
+    pieces = [np.arange(4), np.arange(2), np.arange(3)]
+    targets = [np.array([False, True, False, False]), np.array([True, True]), np.zeros(3, dtype=bool)]
+    batch = collate(pieces, np.arange(3), targets=targets, row_length=4)
+    losses = DocumentLossTable().add(batch.pin_memory() if torch.cuda.is_available() else batch, torch.ones(12))
+    assert losses.tokens.tolist() == [4, 2, 3]
+    assert losses.targets.tolist() == [1, 1, 0]
