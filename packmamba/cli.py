@@ -1,4 +1,4 @@
-"""The command line: `packmamba fit|validate|test|predict|quickstart|tokenizer|info`.
+"""The command line: `packmamba fit|validate|test|predict|quickstart|pack|tokenizer|bench|info`.
 
 Only this file is imported for `packmamba --help`; a command's own module, and torch with it, is imported when it runs.
 """
@@ -21,6 +21,10 @@ COMMANDS = {
     "test": ("packmamba.trainer_cli", "the same for the test set"),
     "predict": ("packmamba.trainer_cli", "each document's loss and perplexity, written to a JSONL file"),
     "compare": ("packmamba.bench.compare", "packed, padded and one document at a time, timed on the same documents"),
+    "pack": (
+        "packmamba.pack_report",
+        "how long a data set's documents are, and what each packing strategy makes of them",
+    ),
     "bench": ("packmamba.bench.__main__", "run a benchmark: of the operators, of the compiled kernels, of the loss"),
     "tokenizer": ("packmamba.tokenizer_cli", "train a BPE tokenizer on your documents: `packmamba tokenizer train`"),
     "info": ("packmamba.info", "versions, and what each operator and attention backend would run here"),

@@ -28,6 +28,7 @@ ALLOWED = {
 ALLOWED["trainer_cli"] |= {"data"}
 ALLOWED["tokenizer_cli"] = {"data"}
 ALLOWED["quickstart"] = {*ARROW, "data", "bench", "cli", "packmamba_kernels"}
+ALLOWED["pack_report"] = {"config", "model", "data", "bench", "trainer_cli"}
 ALLOWED["__init__"] = {*ARROW, "data"}
 """What each part may import, besides itself. cli finds the commands by name when they run."""
 

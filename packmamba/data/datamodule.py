@@ -194,7 +194,7 @@ class PackedDataModule(LightningDataModule):
             lengths = documents.lengths
             if self.long_documents == "error":
                 refuse_long_documents(lengths, self.capacity, documents.rows)
-            embeddings = self._embeddings(split) if strategy == "threshold_filtering" else None
+            embeddings = self.embeddings_of(split) if strategy == "threshold_filtering" else None
             started = time.perf_counter()
             with progress_bar() as progress:
                 task = progress.add_task("Packing", total=lengths.size, visible=embeddings is not None)
@@ -221,7 +221,8 @@ class PackedDataModule(LightningDataModule):
     def _embeddings_digest(self) -> str | None:
         return None if self.embeddings is None else file_digest(self.embeddings)
 
-    def _embeddings(self, split: Split) -> np.ndarray:
+    def embeddings_of(self, split: Split) -> np.ndarray:
+        """What `threshold_filtering` compares the documents of a split by, (documents, any)."""
         if self.embeddings is not None and self.splits.source_of(split) == "train":
             return read_embeddings(self.embeddings, self.documents(split))
         return ngram_embeddings_of(self.documents(split), self.vocab_size, self.splits.cache_dir)

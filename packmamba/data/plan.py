@@ -149,10 +149,12 @@ def pack_costs(packs: Packs, options: PlanOptions) -> np.ndarray:
 
 def imbalance(plan: EpochPlan, costs: np.ndarray, accumulation: int) -> tuple[np.ndarray, np.ndarray]:
     """The dearest rank's cost ÷ the ranks' mean cost − 1: of each micro-step (M,), where ranks that wait for each other
-    in every layer (FSDP) lose it, and of each optimiser step, where ranks that only share gradients (DDP) lose it."""
-    cost = np.where(plan.packs == NO_PACK, 0, costs[plan.packs])
+    in every layer (FSDP) lose it, and of each optimiser step, where ranks that only share gradients (DDP) lose it. 0
+    where no rank has a pack. plan: of a whole epoch."""
+    cost = np.where(plan.packs == NO_PACK, 0.0, costs[plan.packs])
     steps = np.add.reduceat(cost, np.arange(0, len(cost), accumulation))
-    return cost.max(axis=1) / cost.mean(axis=1) - 1, steps.max(axis=1) / steps.mean(axis=1) - 1
+    micro, step = (c.max(axis=1) / np.maximum(c.mean(axis=1), np.finfo(float).tiny) for c in (cost, steps))
+    return np.maximum(micro - 1, 0), np.maximum(step - 1, 0)
 
 
 def _balanced(slots: np.ndarray, costs: np.ndarray) -> np.ndarray:
