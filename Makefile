@@ -31,6 +31,8 @@ lint: install
 bench: install
 	$(BIN)/python -m packmamba.bench.reference_speed --output bench/results/reference_speed.json
 	$(BIN)/python -m packmamba.bench.loss_memory --output bench/results/loss_memory.json
+	$(BIN)/python -m packmamba.bench.packers --output bench/results/packers.json
+	$(BIN)/python -m packmamba.bench.loader --output bench/results/loader.json
 
 readme-tables: install
 	$(BIN)/python -m packmamba.bench.readme_tables

@@ -25,7 +25,10 @@ COMMANDS = {
         "packmamba.pack_report",
         "how long a data set's documents are, and what each packing strategy makes of them",
     ),
-    "bench": ("packmamba.bench.__main__", "run a benchmark: of the operators, of the compiled kernels, of the loss"),
+    "bench": (
+        "packmamba.bench.__main__",
+        "run a benchmark: of the operators, of the compiled kernels, of the loss, of the data",
+    ),
     "tokenizer": ("packmamba.tokenizer_cli", "train a BPE tokenizer on your documents: `packmamba tokenizer train`"),
     "info": ("packmamba.info", "versions, and what each operator and attention backend would run here"),
 }

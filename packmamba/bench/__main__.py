@@ -12,6 +12,8 @@ from collections.abc import Sequence
 BENCHMARKS = {
     "kernels": "time of the operators, beside their bounds and other packages' operators",
     "instructions": "instructions, registers and spills of the kernels, compiled for GPUs that need not be here",
+    "packers": "how full each packing strategy makes its packs, beside PackMamba's padding; its time and memory",
+    "loader": "tokens a second and memory of the data loader, with and without workers",
     "loss_memory": "peak memory and time of the loss, in chunks and whole",
 }
 """Every benchmark: a module beside this one, whose `main(argv)` runs it, and its line in the help."""

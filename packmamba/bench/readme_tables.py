@@ -12,6 +12,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from packmamba.bench.loader import speed
+
 Report = dict[str, Any]
 
 
@@ -47,6 +49,39 @@ def loss_memory(report: Report) -> list[list[str]]:
     return rows
 
 
+def packers(report: Report) -> list[list[str]]:
+    rows = [["strategy", "documents", "capacity", "full", "padding", "PackMamba's padding", "memory", "time"]]
+    for result in report["results"]:
+        published, seconds = result["published_padding"], result["seconds"]
+        rows.append(
+            [
+                f"`{result['strategy']}`",
+                f"{result['documents']:,}",
+                f"{result['capacity']:,}",
+                f"{result['utilisation']:.2%}",
+                f"{result['padding']:.2%}",
+                "" if published is None else f"{published:.2%}",
+                f"{result['peak_bytes'] / 1e6:,.0f} MB",
+                "not timed" if seconds is None else f"{seconds:.2f} s",
+            ]
+        )
+    return rows
+
+
+def loader(report: Report) -> list[list[str]]:
+    rows = [["capacity", "workers", "tokens/s (slowest - fastest), first batch after", "memory"]]
+    for result in report["results"]:
+        rows.append(
+            [
+                f"{result['capacity']:,}",
+                str(result["workers"]),
+                speed(result),
+                f"{result['memory_bytes'] / 1e6:,.0f} MB",
+            ]
+        )
+    return rows
+
+
 def instructions(report: Report) -> list[list[str]]:
     architectures = list(dict.fromkeys(result["architecture"] for result in report["results"]))
     rows = [["operator", "kernel", *(f"sm_{architecture}" for architecture in architectures)]]
@@ -65,6 +100,8 @@ TABLES: dict[str, Callable[[Report], list[list[str]]]] = {
     "throughput": throughput,
     "reference_speed": reference_speed,
     "loss_memory": loss_memory,
+    "packers": packers,
+    "loader": loader,
     "instructions": instructions,
 }
 """Tables by name; each is drawn from bench/results/NAME.json."""
