@@ -281,3 +281,30 @@ def test_more_elements_than_32_bits_count():
         patch.setattr(op, "_segment_size", lambda u: 4096)
         wanted = selective_scan(**small, delta_softplus=True)
     assert_identical("out", wanted, out[head:])
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(DEVICE == "cpu", reason="run by test_interpreter.py with tensors on the GPU")
+def test_a_call_with_a_schedule_records_in_a_cuda_graph():
+    """So nothing in it waits for the device, forward or backward."""
+    lengths = [300, 1, 64]
+    inputs = {k: v.requires_grad_() for k, v in make_inputs(lengths, 64, 16, initial=False).items() if v is not None}
+    cu_seqlens = cu_seqlens_of(lengths)
+    schedule = build_schedule(cu_seqlens.cpu()).to(DEVICE)
+
+    def step():
+        out = selective_scan(**inputs, delta_softplus=True, cu_seqlens=cu_seqlens, schedule=schedule)
+        return [out, *torch.autograd.grad(out.sum(), list(inputs.values()))]
+
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(side):
+        wanted = step()  # compiles, and fills the allocator
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        recorded = step()
+    graph.replay()
+    torch.cuda.synchronize()
+    for expected, actual in zip(wanted, recorded, strict=True):
+        assert_identical("recorded", expected, actual)
