@@ -12,6 +12,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import torch
+from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
@@ -178,12 +179,14 @@ class LitHybridLM(LightningModule):
         by_steps = [max_steps] if max_steps > 0 else []
         datamodule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  (set by a connector)
         if max_epochs is not None and max_epochs > 0 and datamodule is not None:
-            batches, limit = len(datamodule.train_dataloader()), self.trainer.limit_train_batches
-            batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
-            by_steps.append(math.ceil(batches / self.trainer.accumulate_grad_batches) * max_epochs)
+            batches, limit = sized_len(datamodule.train_dataloader()), self.trainer.limit_train_batches
+            if batches is not None:  # a stream does not know
+                batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
+                by_steps.append(math.ceil(batches / self.trainer.accumulate_grad_batches) * max_epochs)
         if not by_steps:
             raise ValueError(
-                "the learning-rate schedule needs to know its last step: set trainer.max_steps, or model.decay_steps"
+                "the learning-rate schedule needs to know its last step, which max_epochs does not tell of a stream: "
+                "set trainer.max_steps, or model.decay_steps"
             )
         return min(by_steps)
 

@@ -6,6 +6,7 @@ import hashlib
 import os
 import shutil
 import tempfile
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -55,8 +56,9 @@ def write_atomically(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def progress_bar() -> Iterator[Progress]:
-    """A progress bar on stderr, invisible where nobody looks at a terminal."""
+    """A progress bar on stderr, invisible where nobody looks at a terminal, or in the background of something else."""
     console = Console(stderr=True)
+    hidden = not console.is_terminal or threading.current_thread() is not threading.main_thread()
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -64,5 +66,5 @@ def progress_bar() -> Iterator[Progress]:
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
+    with Progress(*columns, console=console, disable=hidden) as progress:
         yield progress

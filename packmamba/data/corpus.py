@@ -74,6 +74,11 @@ class Corpus:
         """The same for the same chat template; None where no document is a conversation."""
         return self._description.get("chat_template")
 
+    @property
+    def digests(self) -> dict[str, str | None]:
+        """What has been tokenised, by the names a user knows it by."""
+        return {"documents": self.text_digest, "chat_template": self.template_digest}
+
     def count_targets(self, begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
         """int64 (K,): targets of pieces of documents, tokens begins[k] to begins[k] + lengths[k] of the corpus, which
         must not overlap. A piece's first token is no target."""

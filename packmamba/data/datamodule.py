@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.callbacks import GradientAccumulationScheduler
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from packmamba.data.cache import DEFAULT_CACHE_DIR, progress_bar
 from packmamba.data.documents import SPLITS, Documents, DocumentSplits, EmptyDocuments, Split
 from packmamba.data.embeddings import file_digest, ngram_embeddings_of, read_embeddings
-from packmamba.data.loader import PackedDataset, PackLoader, PlanSampler, Position
+from packmamba.data.loader import PackedDataset, PackLoader, PlannedDataset, PlanSampler, Position
 from packmamba.data.packers import (
     LongDocuments,
     Packs,
@@ -28,8 +27,10 @@ from packmamba.data.packers import (
     refuse_long_documents,
 )
 from packmamba.data.plan import Balance, PlanOptions
-from packmamba.data.progress import TrainingProgress
+from packmamba.data.progress import TrainingProgress, check_trainer, require_same
+from packmamba.data.sections import Section, Sections, SectionWriter, open_sections
 from packmamba.data.sources import PythonDocs, Source
+from packmamba.data.streamed import StreamedDataset
 from packmamba.data.tokenizers import ByteTokenizer, Tokenizer
 
 _SPLITS_OF: dict[str | None, tuple[Split, ...]] = {
@@ -80,6 +81,7 @@ class PackedDataModule(LightningDataModule):
         pad_to_capacity: bool = False,
         max_documents: int | None = None,
         empty_documents: EmptyDocuments = "skip",
+        section_documents: int = 16384,
         num_workers: int = 0,
         cache_dir: str = str(DEFAULT_CACHE_DIR),
     ) -> None:
@@ -115,6 +117,8 @@ class PackedDataModule(LightningDataModule):
             max_documents: Use only the first so many documents of each source.
             empty_documents: What to do about documents without a token, and conversations in which the assistant says
                 nothing: `skip` them, with a count, or raise an `error`.
+            section_documents: Documents of a streamed source that are shuffled and packed together. Make it worth many
+                optimiser steps: the last step of each section is a smaller one.
             num_workers: Processes that prepare batches; 0 prepares them in the training process.
             cache_dir: Folder for tokenised documents, so that a second run starts at once.
 
@@ -125,7 +129,12 @@ class PackedDataModule(LightningDataModule):
         if num_workers < 0:
             raise ValueError(f"num_workers must be at least 0, got {num_workers}")
         check_options(strategy, capacity, buffer, long_documents)
-        PlanOptions(balance=balance, attention_cost=attention_cost, attention_window=attention_window)
+        if section_documents < 1:
+            raise ValueError(f"section_documents must be at least 1, got {section_documents}")
+        if source.streaming and embeddings is not None:
+            raise ValueError(
+                f"embeddings={embeddings!r} name rows of a source that is read whole; {source} is streamed"
+            )
         self.splits = DocumentSplits(
             {"train": source, "val": val_source, "test": test_source, "predict": predict_source},
             tokenizer,
@@ -151,10 +160,16 @@ class PackedDataModule(LightningDataModule):
         self.attention_window = attention_window
         self.pad_to_capacity = pad_to_capacity
         self.num_workers = num_workers
+        self.section_documents = section_documents
+        self._plan = PlanOptions(balance=balance, attention_cost=attention_cost, attention_window=attention_window)
+        self._padding = {"pad_to": capacity if pad_to_capacity else None, "pad_id": tokenizer.pad_id}
+        self._sections: Sections | None = None
         self._documents: dict[Split, Documents | None] = {}
         self._packs: dict[tuple[Split, str], Packs] = {}
         self._progress = TrainingProgress(lambda: self.trainer)
         self._saved_fingerprint: dict[str, Any] | None = None
+        self._saved_documents: dict[str, str | None] = {}
+        self._saved_position = Position()
 
     @property
     def vocab_size(self) -> int:
@@ -167,23 +182,40 @@ class PackedDataModule(LightningDataModule):
         """Loads and tokenises what the trainer is about to need into the cache, in one process."""
         stage = None if self.trainer is None or self.trainer.state.fn is None else self.trainer.state.fn.value
         for split in _SPLITS_OF[stage]:
-            self.splits.corpus(split)
+            if not self.splits.is_streamed(split):
+                self.splits.corpus(split)
 
     def setup(self, stage: str | None = None) -> None:
         """Opens the documents of a stage (`fit`, `validate`, `test`, `predict`), or of all."""
         if stage == "fit" and self._progress.reset():
-            self._saved_fingerprint = None
+            self._saved_fingerprint, self._saved_documents = None, {}
         for split in _SPLITS_OF[stage]:
-            if split not in self._documents:
+            if split not in self._documents and not (split == "train" and self._streamed):
                 self._documents[split] = self.splits.open(split)
+
+    def teardown(self, stage: str) -> None:
+        """Deletes the sections of a streamed source."""
+        if self._sections is not None and stage == "fit":
+            self._sections.close()
+            self._sections = None
+
+    @property
+    def _streamed(self) -> bool:
+        return self.splits.is_streamed("train")
 
     def documents(self, split: Split = "train") -> Documents:
         """The documents of a split. Raises RuntimeError before `setup`, ValueError if the split has none."""
+        if split == "train" and self._streamed:
+            raise ValueError(
+                "the training documents are streamed, so they are not known ahead: iterate over train_dataloader(), or "
+                "set the source's streaming to false"
+            )
         if split not in self._documents:
             raise RuntimeError(f"the {split} documents are not there yet; call setup() first")
         documents = self._documents[split]
         if documents is None:
-            raise ValueError(f"there are no {split} documents: set val_fraction above 0, or {split}_source")
+            how = f"{split}_source" if self._streamed else f"val_fraction above 0, or {split}_source"
+            raise ValueError(f"there are no {split} documents: set {how}")
         return documents
 
     def packs(self, split: Split = "train", strategy: Strategy | None = None) -> Packs:
@@ -191,31 +223,42 @@ class PackedDataModule(LightningDataModule):
         strategy = strategy or self.strategy
         if (split, strategy) not in self._packs:
             documents = self.documents(split)
-            lengths = documents.lengths
-            if self.long_documents == "error":
-                refuse_long_documents(lengths, self.capacity, documents.rows)
             embeddings = self.embeddings_of(split) if strategy == "threshold_filtering" else None
+            seed = self.seed if self.shuffle and split == "train" else None
             started = time.perf_counter()
-            with progress_bar() as progress:
-                task = progress.add_task("Packing", total=lengths.size, visible=embeddings is not None)
-                packs = pack(
-                    lengths,
-                    self.capacity,
-                    strategy,
-                    seed=self.seed if self.shuffle and split == "train" else None,
-                    buffer=self.buffer,
-                    embeddings=embeddings,
-                    filtering=self.threshold_filtering,
-                    advance=lambda count: progress.advance(task, count),
-                )
+            packs = self._pack(documents, strategy, seed, embeddings)
             seconds = time.perf_counter() - started
             rank_zero_info(
-                f"{split}: {lengths.size:,} documents, {lengths.sum():,} tokens in {len(packs):,} packs of "
-                f"{self.capacity} ({packs.efficiency:.2%} full, {packs.num_split} documents split), {strategy}, "
-                f"{seconds:.2f} s"
+                f"{split}: {documents.rows.size:,} documents, {documents.lengths.sum():,} tokens in {len(packs):,} "
+                f"packs of {self.capacity} ({packs.efficiency:.2%} full, {packs.num_split} documents split), "
+                f"{strategy}, {seconds:.2f} s"
             )
             self._packs[split, strategy] = documents.with_targets(packs)
         return self._packs[split, strategy]
+
+    def _pack(self, documents: Documents, strategy: Strategy, seed: int | None, embeddings: np.ndarray | None) -> Packs:
+        if self.long_documents == "error":
+            refuse_long_documents(documents.lengths, self.capacity, documents.rows)
+        with progress_bar() as progress:
+            task = progress.add_task("Packing", total=documents.rows.size, visible=embeddings is not None)
+            return pack(
+                documents.lengths,
+                self.capacity,
+                strategy,
+                seed=seed,
+                buffer=self.buffer,
+                embeddings=embeddings,
+                filtering=self.threshold_filtering,
+                advance=lambda count: progress.advance(task, count),
+            )
+
+    def _pack_section(self, documents: Documents, number: tuple[int, int]) -> Packs:
+        """number: of the epoch and the section."""
+        seed = int(np.random.SeedSequence((self.seed, *number)).generate_state(1)[0]) if self.shuffle else None
+        embeddings = None
+        if self.strategy == "threshold_filtering":
+            embeddings = ngram_embeddings_of(documents, self.vocab_size, documents.corpus.folder)
+        return documents.with_targets(self._pack(documents, self.strategy, seed, embeddings))
 
     @cached_property
     def _embeddings_digest(self) -> str | None:
@@ -241,24 +284,11 @@ class PackedDataModule(LightningDataModule):
         strategy: another one than the data module's, to compare on the same documents. world_size, rank, accumulation:
         see `PlanOptions`.
         """
-        options = PlanOptions(
-            seed=self.seed if self.shuffle and split == "train" else None,
-            world_size=world_size,
-            accumulation=accumulation,
-            balance=self.balance,
-            attention_cost=self.attention_cost,
-            attention_window=self.attention_window,
-        )
         documents = self.documents(split)
-        return PackedDataset(
-            documents.corpus,
-            documents.rows,
-            self.packs(split, strategy),
-            options,
-            rank=rank,
-            pad_to=self.capacity if self.pad_to_capacity else None,
-            pad_id=self.tokenizer.pad_id,
-        )
+        shuffled = self.shuffle and split == "train"
+        options = replace(self._plan, seed=self.seed if shuffled else None, world_size=world_size)
+        options = replace(options, accumulation=accumulation)
+        return PackedDataset(documents, self.packs(split, strategy), options, rank=rank, **self._padding)
 
     # Loaders
 
@@ -271,15 +301,48 @@ class PackedDataModule(LightningDataModule):
         world_size, rank = self._replicas()
         accumulation, limit = 1, 1.0
         if self.trainer is not None:
-            self._check_trainer(world_size)
+            check_trainer(self.trainer, world_size, streamed=self._streamed)
             accumulation, limit = self.trainer.accumulate_grad_batches, self.trainer.limit_train_batches
-        dataset = self.dataset("train", world_size=world_size, rank=rank, accumulation=accumulation)
-        if isinstance(limit, int) or limit < 1.0:  # to Lightning 1 is one batch, and 1.0 are all of them
-            dataset = dataset.shortened(max(1, limit if isinstance(limit, int) else int(limit * len(dataset))))
+        dataset: PlannedDataset
+        if self._streamed:
+            dataset = self._streamed_dataset(world_size, rank, accumulation)
+        else:
+            dataset = self.dataset("train", world_size=world_size, rank=rank, accumulation=accumulation)
+            if isinstance(limit, int) or limit < 1.0:  # to Lightning 1 is one batch, and 1.0 are all of them
+                dataset = dataset.shortened(max(1, limit if isinstance(limit, int) else int(limit * len(dataset))))
         self._progress.dataset = dataset
         if self._saved_fingerprint is not None:
-            _require_same(self._saved_fingerprint, self._fingerprint(dataset))
+            # A stream's documents are not known yet.
+            documents = ({}, {}) if self._streamed else (self._saved_documents, dataset.digests(Position()))
+            require_same(self._saved_fingerprint | documents[0], self._fingerprint() | documents[1])
         return self._loader(dataset, self._progress.start, self._progress.set_epoch)
+
+    def _streamed_dataset(self, world_size: int, rank: int, accumulation: int) -> StreamedDataset:
+        if self._sections is None:
+            self._sections = open_sections(self.trainer, self.splits.cache_dir, self._section_writer)
+        options = replace(self._plan, seed=self.seed if self.shuffle else None, world_size=world_size)
+        return StreamedDataset(
+            self._sections,
+            replace(options, accumulation=accumulation, whole_steps=True),
+            rank=rank,
+            # What each worker has been asked for ahead, what Lightning has taken, and what another rank may lag behind.
+            prefetched=2 * self.num_workers + 2 + accumulation,
+            check=self._check_section,
+            **self._padding,
+        )
+
+    def _section_writer(self, folder: Path) -> SectionWriter:
+        return SectionWriter(
+            folder,
+            self.splits.source("train"),
+            self.tokenizer,
+            self._pack_section,
+            size=self.section_documents,
+            seed=self.seed if self.shuffle else None,
+            max_documents=self.splits.max_documents,
+            empty_documents=self.splits.empty_documents,
+            chat_template=self.splits.chat_template,
+        )
 
     def val_dataloader(self) -> PackLoader | list[PackLoader]:
         """Batches of the validation documents in a fixed order; an empty list if there are none."""
@@ -301,7 +364,7 @@ class PackedDataModule(LightningDataModule):
 
     def _loader(
         self,
-        dataset: PackedDataset,
+        dataset: PlannedDataset,
         position: Callable[[], Position],
         set_epoch: Callable[[int], None] | None = None,
     ) -> PackLoader:
@@ -319,19 +382,6 @@ class PackedDataModule(LightningDataModule):
         kwargs = None if self.trainer is None else self.trainer.distributed_sampler_kwargs
         return (1, 0) if kwargs is None else (kwargs["num_replicas"], kwargs["rank"])
 
-    def _check_trainer(self, world_size: int) -> None:
-        trainer: Any = self.trainer
-        if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
-            raise ValueError(
-                "GradientAccumulationScheduler changes how many batches a step has while packs are planned ahead; "
-                "set Trainer(accumulate_grad_batches=...) instead"
-            )
-        if trainer.overfit_batches and world_size > 1:
-            raise ValueError(
-                f"overfit_batches={trainer.overfit_batches} replaces the plan's sampler, which {world_size} ranks "
-                "need; use one rank, or limit_train_batches with shuffle=False"
-            )
-
     # Position and resume
 
     @property
@@ -339,30 +389,50 @@ class PackedDataModule(LightningDataModule):
         """Where training stands, by complete optimiser steps; prefetched batches do not count."""
         return self._progress.position
 
-    def seek(self, epoch: int, packs: int = 0) -> None:
-        """The next iteration over the training loader starts behind so many packs of the epoch, which without a Trainer
-        is so many batches. A Trainer does this itself."""
-        self._progress.seek(Position(epoch, packs=packs))
+    def seek(self, epoch: int, packs: int = 0, *, section: int = 0) -> None:
+        """The next iteration over the training loader starts behind so many packs of the epoch, or of a section of a
+        streamed source, which without a Trainer is so many batches. A Trainer does this itself."""
+        self._progress.seek(Position(epoch, section, packs))
 
     def state_dict(self) -> dict[str, Any]:
         """The position and what it refers to; the same on every rank. Empty where nothing was trained on."""
         if self._progress.dataset is None:
             return {}
-        return self._progress.state_dict() | {"fingerprint": self._fingerprint(self._progress.dataset)}
+        documents = self._progress.dataset.digests(self._progress.position)
+        return self._progress.state_dict() | {"fingerprint": self._fingerprint(), "documents": documents}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Takes the position of a checkpoint; whether the data are the same is checked when the loader is made. The
-        number of ranks and `accumulate_grad_batches` may be others: they share what is left of the epoch."""
+        """Takes the position of a checkpoint; whether the data are the same is checked when the loader is made, or when
+        they are read from a stream. The number of ranks and `accumulate_grad_batches` may be others: they share what is
+        left of the epoch."""
         self._progress.load_state_dict(state_dict)
-        self._saved_fingerprint = state_dict["fingerprint"]
+        self._saved_position = self._progress.position
+        self._saved_fingerprint, self._saved_documents = state_dict["fingerprint"], state_dict["documents"]
 
-    def _fingerprint(self, dataset: PackedDataset) -> dict[str, Any]:
-        """What the order of documents depends on, by the name a user knows it by."""
+    def _check_section(self, position: Position, section: Section) -> None:
+        options = None if self._progress.dataset is None else self._progress.dataset.options
+        if options is not None and not section.is_last and position.section == 0:
+            step = options.world_size * options.accumulation
+            if section.num_packs < step:
+                rank_zero_warn(
+                    f"a section of {self.section_documents} documents has {section.num_packs} packs, fewer than the "
+                    f"{step} of an optimiser step; raise section_documents"
+                )
+        if self._saved_documents and self._saved_position[:2] == position[:2]:
+            where = f" from row {section.first_row:,} of the stream on"
+            then, now = (
+                {f"{name}{where}": v for name, v in x.items()} for x in (self._saved_documents, section.digests)
+            )
+            require_same(then, now)
+
+    def _fingerprint(self) -> dict[str, Any]:
+        """What the order of documents depends on beside themselves, by the name a user knows it by."""
         filtering = self.strategy == "threshold_filtering"
         return {
-            "documents": dataset.corpus.text_digest,
+            "streaming": self._streamed,
+            "section_documents": self.section_documents if self._streamed else None,
+            "max_documents": self.splits.max_documents if self._streamed else None,
             "tokenizer": self.tokenizer.fingerprint,
-            "chat_template": dataset.corpus.template_digest,
             "val_fraction": self.splits.val_fraction if self.splits.sources["val"] is None else None,
             "strategy": self.strategy,
             "capacity": self.capacity,
@@ -375,16 +445,3 @@ class PackedDataModule(LightningDataModule):
             "attention_cost": self.attention_cost if self.balance == "flops" else None,
             "attention_window": self.attention_window if self.balance == "flops" else None,
         }
-
-
-def _require_same(saved: dict[str, Any], current: dict[str, Any]) -> None:
-    changed = [
-        f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"
-        for name in saved | current
-        if saved.get(name) != current.get(name)
-    ]
-    if changed:
-        raise ValueError(
-            f"cannot resume where the checkpoint stopped, because the data would come in another order: "
-            f"{'; '.join(changed)}. Restore them, or start a new run from the checkpoint's weights"
-        )

@@ -81,12 +81,23 @@ class DocumentSplits:
                 f"val_fraction {val_fraction} would validate on documents that are trained on, because {train} repeats "
                 "them; set val_source, or val_fraction=0, or stopping_strategy='first_exhausted'"
             )
+        for split in SPLITS[1:]:
+            if (other := sources[split]) is not None and other.streaming:
+                raise ValueError(
+                    f"{split}_source {other} cannot be streamed, only training documents can; set its streaming to "
+                    "false, and max_documents if it is large"
+                )
+        if train is not None and train.streaming and sources["val"] is None and val_fraction:
+            raise ValueError(
+                f"val_fraction {val_fraction} is a part of a stream whose length is not known; set val_source, or "
+                "val_fraction=0 for no validation"
+            )
         self.sources = sources
         self.tokenizer = tokenizer
         self.val_fraction = val_fraction
         self.seed = seed
         self.max_documents = max_documents
-        self.empty_documents = empty_documents
+        self.empty_documents: EmptyDocuments = empty_documents
         self.chat_template = chat_template
         self.tokenizer_workers = tokenizer_workers
         self.cache_dir = cache_dir
@@ -99,12 +110,21 @@ class DocumentSplits:
             return split
         return "train" if self.sources["val"] is None or split == "train" else "val"
 
+    def source(self, split: Split) -> Source:
+        """The source that a split's documents come from."""
+        source = self.sources[self.source_of(split)]
+        assert source is not None
+        return source
+
+    def is_streamed(self, split: Split) -> bool:
+        """Whether the source of a split is read while training goes on."""
+        return self.source(split).streaming
+
     def corpus(self, split: Split) -> Corpus:
         """Every document of the source of a split, tokenised."""
         name = self.source_of(split)
         if name not in self._corpora:
-            source = self.sources[name]
-            assert source is not None
+            source = self.source(split)
             dataset = source.load(self.cache_dir)
             if self.max_documents is not None and len(dataset) > self.max_documents:
                 dataset = dataset.select(range(self.max_documents))
@@ -121,11 +141,14 @@ class DocumentSplits:
         return self._corpora[name]
 
     def open(self, split: Split) -> Documents | None:
-        """The documents of a split; None if it has none, because `val_fraction` is 0 and no source was given.
+        """The documents of a split; None if it has none, because `val_fraction` is 0 and no source was given, or if its
+        source is streamed.
 
         Raises ValueError for an empty document where that is an error (named with its row), or if validation would
         leave no document to train on.
         """
+        if self.is_streamed(split):
+            return None
         corpus = self.corpus(split)
         rows = self._rows(self.source_of(split))
         if self.source_of(split) != "train" or (split == "train" and self.sources["val"] is not None):

@@ -6,6 +6,7 @@ numbers to start from.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ import numpy as np
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
 from packmamba.data.collate import collate
-from packmamba.data.corpus import Corpus
+from packmamba.data.documents import Documents
 from packmamba.data.packers import Packs
 from packmamba.data.plan import (
     NO_PACK,
@@ -45,34 +46,102 @@ class Key(NamedTuple):
     micro_step: int
 
 
-class PackedDataset(Dataset[PackedBatch]):
-    """The batches of one rank: `dataset[Key(position, micro_step)]`.
-
-    A sequence of the first epoch's batches, to those who know nothing of positions: the integer
-    epoch · len(dataset) + micro-step is a key too.
-    """
+class PlannedDataset(Dataset[PackedBatch], ABC):
+    """The batches of one rank, `dataset[Key(position, micro_step)]`: by plan, from sections of documents."""
 
     def __init__(
         self,
-        corpus: Corpus,
-        documents: np.ndarray,
-        packs: Packs,
         options: PlanOptions,
         *,
         rank: int = 0,
         pad_to: int | None = None,
         pad_id: int = 0,
     ) -> None:
-        """documents: int64 (packed documents,), the row in `corpus` of each document that `packs` numbers.
-        rank: 0 to options.world_size - 1. pad_to, pad_id: see `collate`."""
-        self.corpus = corpus
-        self.documents = documents
-        self.packs = packs
+        """rank: 0 to options.world_size - 1. pad_to, pad_id: see `collate`."""
         self.options = options
         self.rank = rank
         self.pad_to = pad_to
         self.pad_id = pad_id
         self._plan: tuple[Position, EpochPlan] | None = None
+
+    @abstractmethod
+    def section(self, position: Position) -> tuple[Documents, Packs, int]:
+        """What is packed at a position: documents, their packs, and the number that is added to a document's row in its
+        corpus to make its id. At least one document."""
+
+    @abstractmethod
+    def length(self) -> int | None:
+        """Micro-steps that would train on every pack; None where they are not known ahead. It is what Lightning applies
+        `limit_train_batches` to, and what it counts against, also after a resume."""
+
+    @abstractmethod
+    def keys(self, position: Position) -> Iterator[Key]:
+        """What is left of the epoch of a position."""
+
+    @abstractmethod
+    def after(self, position: Position, micro_steps: int) -> tuple[Position, int]:
+        """The position so many micro-steps later, and how many of them lie behind it, in an optimiser step that is not
+        complete."""
+
+    @abstractmethod
+    def micro_steps_done(self, position: Position, counted: int) -> int:
+        """How many of its micro-steps an epoch has behind it at a position. counted: those that a run has counted which
+        may have had other ranks."""
+
+    @abstractmethod
+    def describe(self, position: Position) -> str:
+        """A position in words."""
+
+    @abstractmethod
+    def digests(self, position: Position) -> dict[str, str | None]:
+        """The same for the same documents at a position, written out in the same way; empty where that is not known."""
+
+    def plan(self, position: Position) -> EpochPlan:
+        """The plan of what is left of a section; the latest is kept."""
+        if self._plan is None or self._plan[0] != position:
+            _, packs, _ = self.section(position)
+            numbers = (position.epoch, position.section) if self.options.whole_steps else position.epoch
+            self._plan = position, plan_epoch(packs, numbers, self.options, position.packs)
+        return self._plan[1]
+
+    def __getitem__(self, key: Key) -> PackedBatch:
+        plan = self.plan(key.position)
+        index = int(plan.packs[key.micro_step, self.rank])
+        step_targets = int(plan.step_targets[key.micro_step])
+        if index == NO_PACK:
+            return collate([], np.empty(0, np.int64), pad_to=self.pad_to, pad_id=self.pad_id, step_targets=step_targets)
+        documents, packs, first_id = self.section(key.position)
+        doc, start, length = packs[index]
+        rows = documents.rows[doc]
+        begins = documents.corpus.offsets[rows] + start
+        tokens, targets = documents.corpus.tokens, documents.corpus.targets
+        slices = [slice(begin, begin + size) for begin, size in zip(begins.tolist(), length.tolist(), strict=True)]
+        return collate(
+            [tokens[piece] for piece in slices],
+            rows + first_id,
+            targets=None if targets is None else [targets[piece] for piece in slices],
+            row_length=None if packs.row_lengths is None else int(packs.row_lengths[index]),
+            pad_to=self.pad_to,
+            pad_id=self.pad_id,
+            step_targets=step_targets,
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_plan": None}
+
+
+class PackedDataset(PlannedDataset):
+    """The batches of one rank where all documents are known.
+
+    A sequence of the first epoch's batches, to those who know nothing of positions: the integer
+    epoch · len(dataset) + micro-step is a key too.
+    """
+
+    def __init__(self, documents: Documents, packs: Packs, options: PlanOptions, **batch: Any) -> None:
+        """documents: those that `packs` numbers. batch: rank, pad_to and pad_id, see `PlannedDataset`."""
+        super().__init__(options, **batch)
+        self.documents = documents
+        self.packs = packs
 
     def __len__(self) -> int:
         """M, the micro-steps of an epoch."""
@@ -82,36 +151,34 @@ class PackedDataset(Dataset[PackedBatch]):
         """The same, with epochs of at most so many micro-steps."""
         options = replace(self.options, max_micro_steps=micro_steps)
         return PackedDataset(
-            self.corpus, self.documents, self.packs, options, rank=self.rank, pad_to=self.pad_to, pad_id=self.pad_id
+            self.documents, self.packs, options, rank=self.rank, pad_to=self.pad_to, pad_id=self.pad_id
         )
 
-    def plan(self, position: Position) -> EpochPlan:
-        """The plan of what is left of an epoch; the latest is kept."""
-        if self._plan is None or self._plan[0] != position:
-            self._plan = position, plan_epoch(self.packs, position.epoch, self.options, position.packs)
-        return self._plan[1]
+    def section(self, position: Position) -> tuple[Documents, Packs, int]:
+        return self.documents, self.packs, 0
+
+    def length(self) -> int:
+        return num_micro_steps(len(self.packs), replace(self.options, max_micro_steps=None))
 
     def keys(self, position: Position) -> Iterator[Key]:
-        """What is left of the epoch of a position."""
         left = micro_steps_left(len(self.packs), position.packs, self.options)
         return (Key(position, micro_step) for micro_step in range(left))
 
-    def micro_steps_done(self, position: Position) -> int:
-        """How many of its micro-steps an epoch has behind it at a position."""
-        return len(self) - micro_steps_left(len(self.packs), position.packs, self.options)
-
     def after(self, position: Position, micro_steps: int) -> tuple[Position, int]:
-        """The position so many micro-steps later, and how many of them lie behind it, in an optimiser step that is not
-        complete."""
         while micro_steps >= (left := micro_steps_left(len(self.packs), position.packs, self.options)):
             micro_steps -= left
             position = Position(position.epoch + 1)
         packs, open_steps = packs_after(len(self.packs), position.packs, micro_steps, self.options)
         return position._replace(packs=packs), open_steps
 
+    def micro_steps_done(self, position: Position, counted: int) -> int:
+        return len(self) - micro_steps_left(len(self.packs), position.packs, self.options)
+
     def describe(self, position: Position) -> str:
-        """A position in words."""
         return f"{position.packs} of {len(self.packs)} packs of epoch {position.epoch}"
+
+    def digests(self, position: Position) -> dict[str, str | None]:
+        return self.documents.corpus.digests
 
     def __getitem__(self, key: Key | int) -> PackedBatch:
         if isinstance(key, int):
@@ -119,32 +186,10 @@ class PackedDataset(Dataset[PackedBatch]):
                 raise IndexError(f"keys start at 0, got {key}")
             epoch, micro_step = divmod(key, len(self))
             key = Key(Position(epoch), micro_step)
-        plan = self.plan(key.position)
-        micro_step = key.micro_step
-        index = int(plan.packs[micro_step, self.rank])
-        step_targets = int(plan.step_targets[micro_step])
-        if index == NO_PACK:
-            return collate([], np.empty(0, np.int64), pad_to=self.pad_to, pad_id=self.pad_id, step_targets=step_targets)
-        doc, start, length = self.packs[index]
-        rows = self.documents[doc]
-        begins = self.corpus.offsets[rows] + start
-        tokens, targets = self.corpus.tokens, self.corpus.targets
-        slices = [slice(begin, begin + size) for begin, size in zip(begins.tolist(), length.tolist(), strict=True)]
-        return collate(
-            [tokens[piece] for piece in slices],
-            rows,
-            targets=None if targets is None else [targets[piece] for piece in slices],
-            row_length=None if self.packs.row_lengths is None else int(self.packs.row_lengths[index]),
-            pad_to=self.pad_to,
-            pad_id=self.pad_id,
-            step_targets=step_targets,
-        )
+        return super().__getitem__(key)
 
     def __iter__(self) -> Iterator[PackedBatch]:
         return (self[key] for key in range(len(self)))
-
-    def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_plan": None}
 
 
 class PlanSampler(DistributedSampler):
@@ -156,15 +201,15 @@ class PlanSampler(DistributedSampler):
 
     def __init__(
         self,
-        dataset: PackedDataset,
+        dataset: PlannedDataset,
         position: Callable[[], Position],
         set_epoch: Callable[[int], None] | None = None,
     ) -> None:
         """position: called whenever an iteration begins; says where. set_epoch: called with what `set_epoch` is called
         with."""
-        super().__init__(dataset, num_replicas=dataset.options.world_size, rank=dataset.rank, shuffle=False)
-        self._unlimited = num_micro_steps(len(dataset.packs), replace(dataset.options, max_micro_steps=None))
-        self._packed = dataset
+        # A DistributedSampler asks for a length, which a stream has not; this one has no use for it.
+        super().__init__(range(0), num_replicas=dataset.options.world_size, rank=dataset.rank, shuffle=False)  # pyright: ignore[reportArgumentType]
+        self._planned = dataset
         self._position = position
         self._set_epoch = set_epoch
 
@@ -174,12 +219,14 @@ class PlanSampler(DistributedSampler):
             self._set_epoch(epoch)
 
     def __iter__(self) -> Iterator[Key]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self._packed.keys(self._position())
+        return self._planned.keys(self._position())
 
     def __len__(self) -> int:
-        """Micro-steps that would train on every pack: what Lightning applies `limit_train_batches` to, and what it
-        counts against, also after a resume."""
-        return self._unlimited
+        """The dataset's `length`. Raises TypeError where it is not known ahead, as Lightning expects it."""
+        length = self._planned.length()
+        if length is None:
+            raise TypeError("how many batches a stream has is not known ahead")
+        return length
 
 
 class PackLoader(DataLoader[PackedBatch]):

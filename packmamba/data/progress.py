@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info
 
-from packmamba.data.loader import PackedDataset, Position
+from packmamba.data.loader import PlannedDataset, Position
 
 
 class TrainingProgress:
@@ -24,7 +25,7 @@ class TrainingProgress:
         self._origin = Position()
         self._batches = 0
         self._loaded: dict[str, Any] | None = None
-        self.dataset: PackedDataset | None = None
+        self.dataset: PlannedDataset | None = None
         """What is trained on, once its loader was made."""
 
     @property
@@ -70,6 +71,7 @@ class TrainingProgress:
         if self._loaded is not None:
             self._align(self._loaded)
             self._loaded = None
+            return self.position
         position = self.position
         if position[1:] != (0, 0) and self._counter().current.processed == 0:
             self.seek(Position(position.epoch + 1))  # Lightning begins a new epoch: the last one was ended early
@@ -99,10 +101,12 @@ class TrainingProgress:
         counted = self._counter().current.processed
         open_steps = self._trained_batches() - self._batches
         epoch, (self._origin, _) = self._origin.epoch, self.dataset.after(self._origin, 0)
-        ended = self._origin.epoch > epoch or (self._origin.packs == 0 and not open_steps)
-        if counted and ended:
+        last = self._counter().is_last_batch and not open_steps
+        if counted and (last or self._origin.epoch > epoch):
+            if self._origin != Position(self._origin.epoch):
+                self._origin = Position(self._origin.epoch + 1)  # the stream has ended, which its sections do not tell
             _begin_next_epoch(self._trainer(), self._batches)
-        elif counted != (done := self.dataset.micro_steps_done(self._origin)):
+        elif counted != (done := self.dataset.micro_steps_done(self._origin, counted - open_steps)):
             _set_batches(self._trainer(), done, self._batches)
 
     def _counter(self) -> Any:
@@ -142,3 +146,44 @@ def _begin_next_epoch(trainer: Any, total: int) -> None:
         counter.started = counter.processed = counter.completed = counter.ready
     fit_loop._restarting = False  # the property would set it again where `max_steps` is given
     fit_loop.epoch_loop.restarting = False
+
+
+def check_trainer(trainer: Any, world_size: int, *, streamed: bool) -> None:
+    """Raises ValueError for options of a Trainer that leave the number of targets of a step unknown."""
+    accumulation, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
+    if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
+        raise ValueError(
+            "GradientAccumulationScheduler changes how many batches a step has while packs are planned ahead; "
+            "set Trainer(accumulate_grad_batches=...) instead"
+        )
+    if trainer.overfit_batches and (world_size > 1 or streamed):
+        raise ValueError(
+            f"overfit_batches={trainer.overfit_batches} replaces the plan's sampler, which a streamed source and "
+            "several ranks need; use one rank and no stream, or limit_train_batches with shuffle=False"
+        )
+    for name in ("limit_train_batches", "val_check_interval"):
+        value = getattr(trainer, name)
+        if streamed and isinstance(value, float) and value != 1.0:
+            raise ValueError(
+                f"{name}={value} is a part of an epoch, and how long an epoch of a streamed source is, is not known; "
+                "set a number of batches, or 1.0"
+            )
+    if streamed and isinstance(limit, int) and limit % accumulation:
+        raise ValueError(
+            f"limit_train_batches={limit} ends an epoch of a streamed source in the middle of a step of "
+            f"accumulate_grad_batches={accumulation}; set a multiple of it, or max_steps instead"
+        )
+
+
+def require_same(saved: dict[str, Any], current: dict[str, Any]) -> None:
+    """Raises ValueError naming what is not as it was when a checkpoint was saved."""
+    changed = [
+        f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"
+        for name in saved | current
+        if saved.get(name) != current.get(name)
+    ]
+    if changed:
+        raise ValueError(
+            f"cannot resume where the checkpoint stopped, because the data would come in another order: "
+            f"{'; '.join(changed)}. Restore them, or start a new run from the checkpoint's weights"
+        )

@@ -14,13 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import datasets
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from packmamba.data.cache import new_folder
+from packmamba.data.sources.stream import Stream
 
 
 class Source(ABC):
-    """Some documents. Sources are small frozen descriptions; nothing is read before `load`."""
+    """Some documents. Sources are small frozen descriptions; nothing is read before `load` or `stream`."""
+
+    streaming: bool = False
+    """Whether training reads the documents as it needs them. A field of the sources that can do so."""
 
     def __str__(self) -> str:
         """The source by the fields that are not as they are by default."""
@@ -45,6 +49,13 @@ class Source(ABC):
         Raises FileNotFoundError for a path or pattern that matches nothing, ValueError for a missing column (named with
         those there are), a column of another type, or no document at all.
         """
+
+    def stream(self) -> Stream:
+        """The documents that `load` gives, in the same order, but read while training goes on.
+
+        Raises what `load` raises, and ValueError for a source that cannot be streamed.
+        """
+        raise ValueError(f"{type(self).__name__} cannot be streamed; Files and HubDataset can")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -83,9 +94,7 @@ class TableSource(Source):
     def documents(self, dataset: Dataset, origin: str) -> Dataset:
         """The columns of a table that are documents, named as `load` promises. origin: what errors call the table."""
         columns = self.columns()
-        for column in columns:
-            if column not in dataset.column_names:
-                raise ValueError(f"{origin} has no column {column!r}; its columns: {', '.join(dataset.column_names)}")
+        _require_columns(columns, dataset.column_names, origin)
         if len(dataset) == 0:
             raise ValueError(f"{origin} is empty; it needs at least one document")
         for column, name in columns.items():
@@ -93,6 +102,27 @@ class TableSource(Source):
         renamed = {column: name for column, name in columns.items() if column != name}
         dataset = dataset.select_columns(list(columns))
         return dataset.rename_columns(renamed) if renamed else dataset
+
+    def documents_of_stream(
+        self, dataset: IterableDataset, origin: str, fault: Callable[[], str | None] = lambda: None
+    ) -> Stream:
+        """The same of a table that is read as it is needed. Its first rows tell the types of its columns. fault: looks
+        for what cannot be read."""
+        columns = self.columns()
+        if dataset.features is None:
+            dataset = dataset._resolve_features()
+        assert dataset.features is not None
+        _require_columns(columns, list(dataset.features), origin)
+        for column, name in columns.items():
+            if getattr(dataset.features[column], "dtype", None) != "null":
+                _require_type(dataset.features[column], column, name, origin)
+        return Stream(dataset.select_columns(list(columns)), columns, origin, fault)
+
+
+def _require_columns(columns: dict[str, str], there: list[str], origin: str) -> None:
+    for column in columns:
+        if column not in there:
+            raise ValueError(f"{origin} has no column {column!r}; its columns: {', '.join(there)}")
 
 
 def _require_type(feature: Any, column: str, name: str, origin: str) -> None:

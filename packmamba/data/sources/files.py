@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 import datasets
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 from datasets.exceptions import DatasetGenerationError
 
 from packmamba.data.sources.base import TableSource
 from packmamba.data.sources.diagnose import find_fault
+from packmamba.data.sources.stream import Stream
 
 FileFormat = Literal["auto", "json", "csv", "parquet", "arrow", "text"]
 
@@ -42,8 +43,51 @@ class Files(TableSource):
     """`auto` goes by the file name's ending."""
     text_document: Literal["file", "paragraph", "line"] = "file"
     """What is one document of a plain text file: the whole file, or each paragraph or line."""
+    streaming: bool = False
+    """Read documents while training goes on, instead of converting and tokenising all of them first."""
 
     def load(self, cache_dir: Path) -> Dataset:
+        kind, files, options = self._reader()
+        try:
+            builder = datasets.load_dataset_builder(
+                kind, data_files=files, cache_dir=str(cache_dir / "datasets"), **options
+            )
+            builder.download_and_prepare()
+        except (DatasetGenerationError, ValueError, EOFError) as error:
+            fault = find_fault(files, kind, {}, options) or f"{self._name}: {error.__cause__ or error}"
+            raise ValueError(f"cannot read {fault}") from error
+        if not builder.info.splits or not builder.info.splits["train"].num_examples:
+            raise ValueError(f"{self._name} hold no row; there has to be at least one document")
+        dataset = builder.as_dataset(split="train")
+        assert isinstance(dataset, Dataset)
+        try:
+            return self.documents(dataset, self._name)
+        except ValueError as error:
+            fault = find_fault(files, kind, self.columns(), options) if kind == "json" else None
+            raise ValueError(f"{error}; {fault}" if fault else str(error)) from error
+
+    def stream(self) -> Stream:
+        kind, files, options = self._reader()
+
+        def fault() -> str | None:
+            return find_fault(files, kind, {}, options)
+
+        try:
+            dataset = datasets.load_dataset(kind, data_files=files, split="train", streaming=True, **options)
+        except (ValueError, EOFError) as error:
+            raise ValueError(f"cannot read {fault() or f'{self._name}: {error}'}") from error
+        except StopIteration as error:  # what datasets raises where it looks for a first row
+            raise ValueError(f"{self._name} hold no row; there has to be at least one document") from error
+        assert isinstance(dataset, IterableDataset)
+        return self.documents_of_stream(dataset, self._name, fault)
+
+    @property
+    def _name(self) -> str:
+        """What errors call the files."""
+        return f"the files {', '.join(self.paths)}"
+
+    def _reader(self) -> tuple[str, list[str], dict[str, Any]]:
+        """What `datasets` calls the format, the files, and the format's options."""
         known = {"format": get_args(FileFormat), "text_document": tuple(_SAMPLE_BY)}
         for name, values in known.items():
             if getattr(self, name) not in values:
@@ -51,28 +95,10 @@ class Files(TableSource):
         files = [file for pattern in self.paths for file in _matching(pattern)]
         if not files:
             raise ValueError("Files.paths is empty; name at least one file")
-        name = f"the files {', '.join(self.paths)}"
         if not any(os.path.getsize(file) for file in files):
-            raise ValueError(f"{name} are empty; there has to be at least one document")
+            raise ValueError(f"{self._name} are empty; there has to be at least one document")
         kind = _format_of(files) if self.format == "auto" else self.format
-        options: dict[str, Any] = {"sample_by": _SAMPLE_BY[self.text_document]} if kind == "text" else {}
-        try:
-            builder = datasets.load_dataset_builder(
-                kind, data_files=files, cache_dir=str(cache_dir / "datasets"), **options
-            )
-            builder.download_and_prepare()
-        except (DatasetGenerationError, ValueError, EOFError) as error:
-            fault = find_fault(files, kind, {}, options) or f"{name}: {error.__cause__ or error}"
-            raise ValueError(f"cannot read {fault}") from error
-        if not builder.info.splits or not builder.info.splits["train"].num_examples:
-            raise ValueError(f"{name} hold no row; there has to be at least one document")
-        dataset = builder.as_dataset(split="train")
-        assert isinstance(dataset, Dataset)
-        try:
-            return self.documents(dataset, name)
-        except ValueError as error:
-            fault = find_fault(files, kind, self.columns(), options) if kind == "json" else None
-            raise ValueError(f"{error}; {fault}" if fault else str(error)) from error
+        return kind, files, {"sample_by": _SAMPLE_BY[self.text_document]} if kind == "text" else {}
 
 
 _SAMPLE_BY = {"file": "document", "paragraph": "paragraph", "line": "line"}

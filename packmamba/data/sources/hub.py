@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import datasets
-from datasets import Dataset
+from datasets import Dataset, IterableDataset
 
 from packmamba.data.sources.base import TableSource
+from packmamba.data.sources.stream import Stream
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,13 +26,26 @@ class HubDataset(TableSource):
     revision: str | None = None
     """A branch, tag or commit; a commit keeps the data from changing under you."""
 
+    streaming: bool = False
+    """Read documents from the hub while training goes on, instead of downloading and tokenising all of them first."""
+
     def load(self, cache_dir: Path) -> Dataset:
+        dataset = self._load(streaming=False)
+        assert isinstance(dataset, Dataset)
+        return self.documents(dataset, f"the dataset {self.name!r}")
+
+    def stream(self) -> Stream:
+        dataset = self._load(streaming=True)
+        assert isinstance(dataset, IterableDataset)
+        return self.documents_of_stream(dataset, f"the dataset {self.name!r}")
+
+    def _load(self, *, streaming: bool) -> Any:
         try:
-            dataset = datasets.load_dataset(self.name, self.config, split=self.split, revision=self.revision)
+            return datasets.load_dataset(
+                self.name, self.config, split=self.split, revision=self.revision, streaming=streaming
+            )
         except ConnectionError as error:
             raise ConnectionError(
                 f"cannot reach the hub for dataset {self.name!r} ({error}), and it is not in the local cache; "
                 "use local files (Files, DatasetFolder), or the offline default PythonDocs"
             ) from error
-        assert isinstance(dataset, Dataset)
-        return self.documents(dataset, f"the dataset {self.name!r}")

@@ -72,4 +72,7 @@ class Mixture(Source):
         for index, weight in enumerate(self.weights):
             if not (math.isfinite(weight) and weight > 0):
                 raise ValueError(f"weights must be positive numbers, got {weight} for source {index}")
+        for source in self.sources:
+            if source.streaming:
+                raise ValueError(f"a mixture cannot read {source} as a stream; set its streaming to false")
         return (np.array(self.weights) / sum(self.weights)).tolist()

@@ -20,7 +20,21 @@ def test_a_hub_dataset_is_asked_for_by_name(monkeypatch, cache):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     source = HubDataset(name="someone/stories", config="en", split="train[:1%]", revision="abc", column="story")
     assert source.load(cache)["text"][:] == ["once"]
+    assert asked.pop("streaming") is False
     assert asked == {"name": "someone/stories", "config": "en", "split": "train[:1%]", "revision": "abc"}
+
+
+def test_a_hub_dataset_can_be_streamed(monkeypatch):
+    def load_dataset(name, config, *, streaming, **options):
+        assert streaming
+        return Dataset.from_dict({"story": ["once", "upon", "a"], "id": [1, 2, 3]}).to_iterable_dataset(num_shards=3)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    stream = HubDataset(name="someone/stories", column="story", streaming=True).stream()
+    assert stream.num_shards == 3
+    assert [row for table in stream.tables([2, 0, 1], skip=1) for row in table["text"].to_pylist()] == ["once", "upon"]
+    with pytest.raises(ValueError, match="the dataset 'someone/stories' has no column 'text'; its columns: story, id"):
+        HubDataset(name="someone/stories", streaming=True).stream()
 
 
 def test_a_hub_dataset_without_network_names_the_offline_default(monkeypatch, tmp_path, cache):
