@@ -25,18 +25,6 @@ if TYPE_CHECKING:
 
     from packmamba.data import PackedDataModule
 
-_OTHER_SECTIONS = (
-    "model",
-    "trainer",
-    "name",
-    "seed_everything",
-    "best_checkpoint",
-    "last_checkpoint",
-    "ckpt_path",
-    "weights_only",
-)
-"""What a configuration of `packmamba fit` holds beside `data`."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class _Subject:
@@ -206,7 +194,7 @@ def read_lengths(file: Path) -> np.ndarray:
 def _from_text(options: argparse.Namespace, rest: Sequence[str]) -> _Subject:
     if options.documents is not None:
         raise ValueError("--documents goes with --distribution; for fewer documents there is --data.max_documents")
-    parser, values = parse_configuration(rest)
+    parser, values = _parse_configuration(rest)
     cost, window = _attention(values)
     module: PackedDataModule = parser.instantiate(values).data
     for name in ("capacity", "buffer"):
@@ -243,23 +231,15 @@ def _from_text(options: argparse.Namespace, rest: Sequence[str]) -> _Subject:
     )
 
 
-def parse_configuration(arguments: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
-    """Options and files of `packmamba fit`, of which only `data` and `model` are looked at, and their parser.
+def _parse_configuration(arguments: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
+    """As `data.configuration.parse_configuration`, but raises ValueError for what cannot be understood."""
+    from jsonargparse import ArgumentError
 
-    Raises ValueError for what cannot be understood.
-    """
-    from jsonargparse import ArgumentError, ArgumentParser
-
-    from packmamba.data import PackedDataModule
+    from packmamba.data.configuration import parse_configuration
     from packmamba.trainer_cli import explain
 
-    parser = ArgumentParser(prog="packmamba pack", exit_on_error=False)
-    parser.add_argument("--config", action="config")
-    parser.add_class_arguments(PackedDataModule, "data")
-    for section in _OTHER_SECTIONS:
-        parser.add_argument(f"--{section}", type=Any)
     try:
-        return parser, parser.parse_args(list(arguments))
+        return parse_configuration(arguments)
     except ArgumentError as error:
         raise ValueError(explain(str(error))) from error
 

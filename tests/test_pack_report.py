@@ -13,11 +13,12 @@ import yaml
 
 from packmamba import cli
 from packmamba.config import ModelConfig
+from packmamba.data.configuration import parse_configuration
 from packmamba.data.packers import STRATEGIES, pack
 from packmamba.data.plan import PlanOptions
 from packmamba.data.statistics import describe_lengths, report_packs
 from packmamba.model import attention_cost
-from packmamba.pack_report import _attention, parse_configuration
+from packmamba.pack_report import _attention
 
 ROOT = Path(__file__).parents[1]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))

@@ -91,7 +91,8 @@ def _model_section(path: Path) -> dict[str, Any]:
 
 def load_lengths(source: str, num_tokens: int, mean: float | None = None, seed: int = 0) -> np.ndarray:
     """Document lengths that add up to about `num_tokens`. source: a distribution's name, or a file to draw from: a
-    histogram (`.json`, `.csv`), or an array of documents' lengths (`.npy`). mean: stretches them to this mean.
+    histogram (`.json`, `.csv`), an array of documents' lengths (`.npy`), or a training configuration (`.yaml`), whose
+    training documents are loaded and tokenised. mean: stretches them to this mean.
 
     Raises ValueError for a source that is none of these, naming the distributions; FileNotFoundError for a file that is
     not there.
@@ -122,10 +123,28 @@ def _drawing_from(source: str, seed: int) -> Callable[[int], np.ndarray]:
     if source.endswith((".json", ".csv")):
         values, counts = read_histogram(source)
         return lambda count: np.random.default_rng(seed).choice(values, count, p=counts / counts.sum())
+    if source.endswith((".yaml", ".yml")):
+        known = _lengths_of_data(source)
+        return lambda count: np.random.default_rng(seed).choice(known, count)
     raise ValueError(
-        f"unknown lengths {source!r}; available: {', '.join(DISTRIBUTIONS)}, a histogram (.json or .csv), or an "
-        "array of lengths (.npy)"
+        f"unknown lengths {source!r}; available: {', '.join(DISTRIBUTIONS)}, a histogram (.json or .csv), an array of "
+        "lengths (.npy), or a training configuration (.yaml)"
     )
+
+
+def _lengths_of_data(configuration: str) -> np.ndarray:
+    """Tokens of the training documents of a configuration's data."""
+    from jsonargparse import ArgumentError
+
+    from packmamba.data.configuration import parse_configuration
+
+    try:
+        parser, values = parse_configuration(["--config", configuration])
+    except ArgumentError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    module = parser.instantiate(values).data
+    module.setup("fit")
+    return module.documents("train").lengths
 
 
 def make_documents(lengths: np.ndarray, vocab_size: int, seed: int = 0) -> list[np.ndarray]:
@@ -385,7 +404,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--lengths", nargs="+", default=["lognormal"],
-        help="distributions, histograms (.json, .csv) or arrays of lengths (.npy) (default: lognormal)",
+        help="distributions, histograms (.json, .csv), arrays of lengths (.npy) or training configurations (.yaml), "
+        "whose documents are loaded (default: lognormal)",
     )  # fmt: skip
     parser.add_argument(
         "--mean-length", nargs="+", type=_positive, help="stretch the lengths to these means, in tokens"

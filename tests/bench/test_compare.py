@@ -109,6 +109,19 @@ class TestCommand:
         assert 5000 <= lengths.sum() < 5030
         assert abs((lengths == 7).mean() - 0.75) < 0.08
 
+    def test_lengths_are_those_of_a_configurations_documents(self, tmp_path):
+        (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": "x" * n}) for n in (9, 9, 19)))
+        config = tmp_path / "train.yaml"
+        config.write_text(
+            "model: {config: {layer_pattern: '1', d_model: 8, vocab_size: 258}}\n"
+            "data: {source: {class_path: packmamba.data.sources.Files, init_args: "
+            f"{{paths: ['{tmp_path}/texts.jsonl']}}}}, val_fraction: 0, cache_dir: '{tmp_path}'}}\n"
+        )
+        assert set(compare.load_lengths(str(config), 2000).tolist()) == {10, 20}  # with the byte tokenizer's EOS
+        config.write_text("data: {capacity: many}\n")
+        with pytest.raises(ValueError, match="many"):
+            compare.load_lengths(str(config), 2000)
+
     def test_lengths_are_stretched_to_a_mean(self):
         lengths = compare.load_lengths("lognormal", 500_000, mean=1300)
         assert lengths.mean() == pytest.approx(1300, rel=0.1)
