@@ -14,6 +14,7 @@ BENCHMARKS = {
     "instructions": "instructions, registers and spills of the kernels, compiled for GPUs that need not be here",
     "packers": "how full each packing strategy makes its packs, beside PackMamba's padding; its time and memory",
     "loader": "tokens a second and memory of the data loader, with and without workers",
+    "tokenise": "tokens a second of tokenisation, by tokenizer and number of processes",
     "loss_memory": "peak memory and time of the loss, in chunks and whole",
 }
 """Every benchmark: a module beside this one, whose `main(argv)` runs it, and its line in the help."""
