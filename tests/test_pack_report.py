@@ -74,6 +74,12 @@ def test_imbalance_is_that_of_the_whole_steps_or_else_of_what_there_is() -> None
     assert report_packs(lambda: pack(lengths, 4, "single"), longer).step_imbalance == pytest.approx(7 / (16 / 3) - 1)
 
 
+def test_a_step_of_fewer_micro_steps_does_not_count_beside_whole_ones() -> None:
+    options = PlanOptions(world_size=2, accumulation=2, balance="none")
+    report = report_packs(lambda: pack([2, 2, 2, 2, 3, 1], 4, "single"), options)
+    assert (report.micro_step_imbalance, report.step_imbalance) == (0.5, 0.0)
+
+
 def test_imbalance_counts_attention_whatever_is_balanced() -> None:
     options = PlanOptions(world_size=2, balance="tokens", attention_cost=1.0)
     report = report_packs(lambda: pack([4, 1, 1, 1, 1], 4, "sequential"), options)

@@ -262,6 +262,32 @@ def test_related_documents_come_by_a_file_of_embeddings_or_by_their_words(make, 
         make(**options, embeddings=embeddings, capacity=80).packs("train")  # from the cache
 
 
+def test_a_file_of_embeddings_has_a_row_for_each_document_of_the_source(make, tmp_path):
+    numbers = np.random.default_rng(0).random((60, 2))
+    np.save(tmp_path / "embeddings.npy", numbers)
+    module = make(val_fraction=0.3, embeddings=str(tmp_path / "embeddings.npy"))
+    for split in ("train", "val"):
+        assert np.array_equal(module.embeddings_of(split), numbers[module.documents(split).rows])
+
+
+def test_the_fingerprint_holds_what_the_order_of_packs_depends_on_and_nothing_else(make, tmp_path):
+    def fingerprint(**options):
+        module = make(**options)
+        return module._fingerprint(module.dataset("train"))
+
+    np.save(tmp_path / "a.npy", np.ones((60, 2)))
+    np.save(tmp_path / "b.npy", np.eye(60))
+    other = {"threshold_filtering": ThresholdFiltering(threshold=0.3)}
+    a, b = ({"embeddings": str(tmp_path / f"{name}.npy")} for name in "ab")
+    filtering = {"strategy": "threshold_filtering"}
+    assert fingerprint() == fingerprint(**other) == fingerprint(**a)
+    found = [fingerprint(**filtering, **options) for options in ({}, other, a, b)]
+    assert all(one != two for one, two in itertools.combinations(found, 2))
+    assert fingerprint() == fingerprint(attention_cost=0.1) == fingerprint(attention_window=3)
+    flops = [fingerprint(balance="flops", **o) for o in ({}, {"attention_cost": 0.1}, {"attention_window": 3})]
+    assert all(one != two for one, two in itertools.combinations(flops, 2))
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [

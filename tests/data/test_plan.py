@@ -189,6 +189,12 @@ def test_balance_never_makes_ranks_less_even_and_keeps_each_steps_packs(lengths,
     assert (again.packs == balanced.packs).all(), "not deterministic"
 
 
+def test_ranks_keep_their_packs_where_dealing_them_anew_would_be_less_even():
+    packs = pack([6, 4, 1, 2, 1, 2], 6, "single")  # each rank has 8 as they come, 9 and 7 dealt pair by pair
+    plan = plan_epoch(packs, 0, PlanOptions(world_size=2, accumulation=3))
+    assert packs.size[plan.packs].tolist() == [[6, 4], [1, 2], [1, 2]]
+
+
 def test_the_cost_of_a_pack_counts_its_pairs_within_documents_the_window_and_filler():
     packs = pack([3, 4, 5], 8, "sequential")
     flops = PlanOptions(balance="flops", attention_cost=0.5)

@@ -24,7 +24,8 @@ def wrapped(lengths: np.ndarray, order: np.ndarray, capacity: int) -> Packs:
     ends = np.cumsum(lengths[order])
     begins = ends - lengths[order]
     cuts = np.arange(0, ends[-1], capacity)
-    at = np.union1d(begins, cuts)
+    at = np.sort(np.concatenate([begins, cuts]), kind="stable")  # merges the two: each is sorted already
+    at = at[np.diff(at, prepend=-1) > 0]
     place = np.searchsorted(begins, at, side="right") - 1
     length = np.diff(at, append=ends[-1])
     offsets = np.append(np.searchsorted(at, cuts), at.size)

@@ -121,6 +121,11 @@ def test_ngrams_stay_inside_documents_and_count_where_some_documents_share_them(
     assert np.array_equal(embeddings[0], embeddings[1])
 
 
+def test_an_embedding_does_not_depend_on_the_documents_before_and_after():
+    documents = [np.array(tokens) for tokens in ([1, 2], [3, 4], [1, 2], [3, 4], [5])]
+    assert np.array_equal(ngram_embeddings(documents)[::-1], ngram_embeddings(documents[::-1]))
+
+
 @pytest.mark.parametrize(
     ("embeddings", "message"),
     [
