@@ -25,6 +25,9 @@ if TYPE_CHECKING:
 
     from packmamba.data import PackedDataModule
 
+MOST_EMBEDDED = 200_000
+"""Documents up to which `threshold_filtering`, which makes embeddings first, is reported without being asked for."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Subject:
@@ -103,7 +106,11 @@ examples:
     )
     parser.add_argument("--documents", type=int, help="how many random lengths (default: 100000)")
     parser.add_argument(
-        "--strategies", nargs="+", metavar="NAME", help=f"default: all that can be used, of {', '.join(STRATEGIES)}"
+        "--strategies",
+        nargs="+",
+        metavar="NAME",
+        help=f"default: all that can be used (threshold_filtering up to {MOST_EMBEDDED:,} documents), of "
+        + ", ".join(STRATEGIES),
     )
     parser.add_argument("--capacity", type=int, help="tokens a pack can hold (default: data.capacity, or 4096)")
     parser.add_argument("--buffer", type=int, help="documents `local_greedy` looks at (default: data.buffer, or 1024)")
@@ -197,25 +204,26 @@ def _from_text(options: argparse.Namespace, rest: Sequence[str]) -> _Subject:
     parser, values = _parse_configuration(rest)
     cost, window = _attention(values)
     module: PackedDataModule = parser.instantiate(values).data
-    for name in ("capacity", "buffer"):
-        setattr(module, name, _or(getattr(options, name), getattr(module, name)))
+    capacity, buffer = _or(options.capacity, module.capacity), _or(options.buffer, module.buffer)
     seed = _or(options.seed, module.seed if module.shuffle and options.split == "train" else None)
     whole = module.long_documents == "error"
     strategies = _or(options.strategies, [name for name in STRATEGIES if not (whole and name == "wrapped")])
     for strategy in strategies:
-        check_options(strategy, module.capacity, module.buffer, module.long_documents)
+        check_options(strategy, capacity, buffer, module.long_documents)
     plan = _plan(options, seed, _or(options.balance, module.balance), _or(options.attention_cost, cost), window)
     module.setup({"train": "fit", "val": "validate"}.get(options.split, options.split))
     documents = module.documents(options.split)
+    if options.strategies is None and documents.rows.size > MOST_EMBEDDED:
+        strategies.remove("threshold_filtering")
     embeddings = module.embeddings_of(options.split) if "threshold_filtering" in strategies else None
 
     def pack_by(strategy: str) -> Packs:
         return pack(
             documents.lengths,
-            module.capacity,
+            capacity,
             strategy,
             seed=seed,
-            buffer=module.buffer,
+            buffer=buffer,
             long_documents=module.long_documents,
             embeddings=embeddings,
             filtering=module.threshold_filtering,
@@ -224,7 +232,7 @@ def _from_text(options: argparse.Namespace, rest: Sequence[str]) -> _Subject:
     return _Subject(
         name=f"{module.splits.sources[module.splits.source_of(options.split)]}, {options.split}",
         lengths=documents.lengths,
-        capacity=module.capacity,
+        capacity=capacity,
         plan=plan,
         strategies=strategies,
         pack=pack_by,

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import yaml
 
-from packmamba import cli
+from packmamba import cli, pack_report
 from packmamba.config import ModelConfig
 from packmamba.data.configuration import parse_configuration
 from packmamba.data.packers import STRATEGIES, pack
@@ -131,6 +131,19 @@ def test_documents_come_as_for_fit_and_the_model_says_what_attention_costs(capsy
     report = json.loads(Path("report.json").read_text())
     assert (report["lengths"]["documents"], report["capacity"]) == (4, 70)
     assert report["plan"]["attention_cost"] == 0.5
+
+
+def test_many_documents_are_embedded_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pack_report, "MOST_EMBEDDED", 35)
+    for asked, expected in (([], False), (["--strategies", "threshold_filtering"], True)):
+        assert run("--config", "config.yaml", "--json", "report.json", *asked) == 0
+        found = [row["strategy"] for row in json.loads(Path("report.json").read_text())["strategies"]]
+        assert ("threshold_filtering" in found) == expected
+
+
+def test_a_stream_is_refused_for_nobody_knows_its_lengths(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run("--config", "config.yaml", "--data.source.streaming", "true", "--data.val_fraction", "0") == 2
+    assert "the training documents are streamed" in capsys.readouterr().err
 
 
 def test_documents_that_must_not_be_cut_leave_out_the_strategy_that_cuts(capsys: pytest.CaptureFixture[str]) -> None:
