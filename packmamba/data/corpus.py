@@ -98,6 +98,13 @@ class Corpus:
         """int64 (documents,): tokens of each document."""
         return np.diff(self.offsets)
 
+    @cached_property
+    def silent(self) -> np.ndarray:
+        """bool (documents,): conversations in which the assistant says nothing, so that there is nothing to predict."""
+        if self.targets is None:
+            return np.zeros(len(self), dtype=bool)
+        return (self.lengths > 0) & (self.count_targets(self.offsets[:-1], self.lengths) == 0)
+
     def __len__(self) -> int:
         return self.offsets.size - 1
 

@@ -162,10 +162,7 @@ class DocumentSplits:
         """The documents of a source that can be trained on; says once how many cannot."""
         if name not in self._not_empty:
             corpus = self.corpus(name)
-            empty = corpus.lengths == 0
-            silent = np.zeros_like(empty)
-            if corpus.targets is not None:
-                silent = ~empty & (corpus.count_targets(corpus.offsets[:-1], corpus.lengths) == 0)
+            empty, silent = corpus.lengths == 0, corpus.silent
             self._leave_out(empty, f"documents of {self.sources[name]} are empty after tokenisation")
             self._leave_out(silent, f"conversations of {self.sources[name]} have nothing that the assistant says")
             self._not_empty[name] = np.flatnonzero(~(empty | silent))

@@ -28,9 +28,9 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_warn
 
 from packmamba.data.cache import new_folder
-from packmamba.data.chat import ConversationError
 from packmamba.data.corpus import Corpus, tokenise
 from packmamba.data.documents import Documents, EmptyDocuments
+from packmamba.data.encode import RowError
 from packmamba.data.packers import Packs
 from packmamba.data.sources import Source
 from packmamba.data.tokenizers import Tokenizer
@@ -190,14 +190,15 @@ class SectionWriter:
                 dataset = Dataset(pa.concat_tables(tables, promote_options="permissive"))
                 try:
                     corpus = tokenise(dataset, self._tokenizer, temporary, chat_template=self._chat_template)
-                except ConversationError as error:
+                except RowError as error:
                     raise ValueError(f"{self._source}, counted from row {first_row}: {error}") from error
                 documents = Documents(corpus, self._not_empty(corpus, first_row))
-                packs = self._pack(documents, (epoch, index))
-                final = section_folder(self.folder, epoch, index) / corpus.folder.relative_to(temporary)
-                contents = Documents(Corpus(final), documents.rows), packs
-                (temporary / "packs.pickle").write_bytes(pickle.dumps(contents))
-                description |= {"num_packs": len(packs), "digests": corpus.digests}
+                if documents.rows.size:
+                    packs = self._pack(documents, (epoch, index))
+                    final = section_folder(self.folder, epoch, index) / corpus.folder.relative_to(temporary)
+                    contents = Documents(Corpus(final), documents.rows), packs
+                    (temporary / "packs.pickle").write_bytes(pickle.dumps(contents))
+                    description |= {"num_packs": len(packs), "digests": corpus.digests}
             (temporary / "section.json").write_text(json.dumps(description))
 
     def _sections(self, epoch: int, index: int) -> Iterator[list[pa.Table]]:
@@ -224,16 +225,17 @@ class SectionWriter:
         yield tables
 
     def _not_empty(self, corpus: Corpus, first_row: int) -> np.ndarray:
-        rows = np.flatnonzero(corpus.lengths)
-        if rows.size < len(corpus):
-            first = first_row + int(np.argmin(corpus.lengths))
-            message = f"row {first} of {self._source} is empty after tokenisation"
+        left_out = (corpus.lengths == 0) | corpus.silent
+        if left_out.any():
+            first = int(np.argmax(left_out))
+            why = "has nothing that the assistant says" if corpus.silent[first] else "is empty after tokenisation"
+            message = f"row {first_row + first} of {self._source} {why}"
             if self._empty_documents == "error":
                 raise ValueError(f"{message}; drop such rows, or set empty_documents='skip'")
             if not self._warned:
                 rank_zero_warn(f"{message}, and maybe others; they are skipped")
             self._warned = True
-        return rows
+        return np.flatnonzero(~left_out)
 
 
 def section_folder(folder: Path, epoch: int, index: int) -> Path:

@@ -95,6 +95,16 @@ def test_conversations_without_an_answer_are_skipped_with_a_count_or_refused(wri
         make(silent)
 
 
+def test_streamed_conversations_are_the_same_and_silent_ones_are_left_out(write_jsonl, make):
+    rows = [{"messages": talk(["yes"])}] * 2 + [{"messages": talk(["no"])[:1]}] * 2 + [{"messages": talk(["on"])}] * 2
+    fields = {"paths": [write_jsonl(rows)], "messages_column": "messages"}
+    module = make(Files(**fields, streaming=True), section_documents=2)
+    with pytest.warns(UserWarning, match="row 2 of Files.* has nothing that the assistant says, and maybe others"):
+        batches = list(module.train_dataloader())
+    assert sorted(doc for batch in batches for doc in batch.doc_ids.tolist() if doc >= 0) == [0, 1, 4, 5]
+    assert sum(batch.num_targets for batch in batches) == make(Files(**fields)).packs().num_targets.sum()
+
+
 def test_a_message_without_a_role_is_named_with_source_and_row(write_jsonl, make):
     rows = [{"messages": talk(["yes"])}, {"messages": [{"role": None, "content": "x"}]}]
     source = Files(paths=[write_jsonl(rows, "chat.jsonl")], messages_column="messages")

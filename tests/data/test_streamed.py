@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from packmamba.data import PackedDataModule
-from packmamba.data.sources import Files, HubDataset, Mixture, PythonDocs
+from packmamba.data.sources import Files, PythonDocs
 
 DOCUMENTS = [f"document {index} " + "x" * (index * 7 % 41) for index in range(60)]
 
@@ -210,16 +210,8 @@ def test_streams_that_cannot_be_opened_say_why(make, write_jsonl, tmp_path: Path
 
 
 def test_sources_that_cannot_be_streamed_say_which_can():
-    with pytest.raises(ValueError, match="PythonDocs cannot be streamed; Files and HubDataset can"):
+    with pytest.raises(ValueError, match="PythonDocs cannot be streamed; Files, HubDataset and mixtures of them can"):
         PythonDocs().stream()
-
-
-def test_a_mixture_refuses_streams(tmp_path: Path):
-    mixture = Mixture(sources=[HubDataset(name="a/b", streaming=True), PythonDocs()], weights=[1, 1])
-    with pytest.raises(
-        ValueError, match=r"a mixture cannot read HubDataset\(.* as a stream; set its streaming to false"
-    ):
-        mixture.load(tmp_path)
 
 
 def test_what_needs_all_documents_says_that_there_is_a_stream(make):

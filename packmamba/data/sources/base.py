@@ -17,7 +17,7 @@ import datasets
 from datasets import Dataset, IterableDataset
 
 from packmamba.data.cache import new_folder
-from packmamba.data.sources.stream import Stream
+from packmamba.data.sources.stream import Stream, TableStream
 
 
 class Source(ABC):
@@ -55,7 +55,7 @@ class Source(ABC):
 
         Raises what `load` raises, and ValueError for a source that cannot be streamed.
         """
-        raise ValueError(f"{type(self).__name__} cannot be streamed; Files and HubDataset can")
+        raise ValueError(f"{type(self).__name__} cannot be streamed; Files, HubDataset and mixtures of them can")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +116,7 @@ class TableSource(Source):
         for column, name in columns.items():
             if getattr(dataset.features[column], "dtype", None) != "null":
                 _require_type(dataset.features[column], column, name, origin)
-        return Stream(dataset.select_columns(list(columns)), columns, origin, fault)
+        return TableStream(dataset.select_columns(list(columns)), columns, origin, fault)
 
 
 def _require_columns(columns: dict[str, str], there: list[str], origin: str) -> None:

@@ -13,6 +13,7 @@ import numpy as np
 from datasets import Dataset
 
 from packmamba.data.sources.base import Source
+from packmamba.data.sources.stream import MixedStream, Stream
 
 _log = logging.getLogger(__name__)
 
@@ -25,7 +26,7 @@ class Mixture(Source):
 
     Weights count documents, not tokens. The order within each source is kept, and the same seed always gives the same
     mixture. An epoch is the whole mixture, which `stopping_strategy` ends. Sources of plain text and of conversations
-    can be mixed.
+    can be mixed, and sources that are streamed: then the mixture is a stream too.
     """
 
     sources: list[Source]
@@ -38,6 +39,9 @@ class Mixture(Source):
     come; sources that have run out begin again, so validation needs a source of its own."""
     seed: int = 0
     """Seed of the drawing."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "streaming", any(source.streaming for source in self.sources))
 
     @property
     def repeats_documents(self) -> bool:
@@ -56,6 +60,11 @@ class Mixture(Source):
         _log.info("a mixture of %d documents, %s, from %s", len(mixed), self.stopping_strategy, sizes)
         return mixed
 
+    def stream(self) -> Stream:
+        probabilities = self._probabilities()
+        parts = [source.stream() for source in self.sources]
+        return MixedStream(parts, probabilities, self.stopping_strategy == "all_exhausted", self.seed)
+
     def _probabilities(self) -> list[float]:
         """The weights as what they add up to 1 with. Raises ValueError for fields that cannot be used."""
         if self.stopping_strategy not in get_args(StoppingStrategy):
@@ -72,7 +81,7 @@ class Mixture(Source):
         for index, weight in enumerate(self.weights):
             if not (math.isfinite(weight) and weight > 0):
                 raise ValueError(f"weights must be positive numbers, got {weight} for source {index}")
-        for source in self.sources:
-            if source.streaming:
-                raise ValueError(f"a mixture cannot read {source} as a stream; set its streaming to false")
+        if len({source.streaming for source in self.sources}) > 1:
+            read = ", ".join(f"{source} is {'' if source.streaming else 'not '}streamed" for source in self.sources)
+            raise ValueError(f"a mixture reads all of its sources as streams, or none; {read}")
         return (np.array(self.weights) / sum(self.weights)).tolist()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from datasets import Dataset
 
@@ -73,6 +75,55 @@ def test_messages_with_other_fields_do_not_mix(write_jsonl, cache):
     ]
     with pytest.raises(ValueError, match="columns of a mixture's sources do not fit together"):
         Mixture(sources=sources, weights=[1, 1]).load(cache)
+
+
+def rows_of(stream, skip: int = 0) -> list[dict]:
+    return [row for table in stream.tables([0], skip) for row in table.to_pylist()]
+
+
+@pytest.mark.parametrize("strategy", ["first_exhausted", "all_exhausted"])
+@pytest.mark.parametrize(
+    ("sizes", "weights"),
+    [([20, 30], [1, 1]), ([1200, 30], [1, 1]), ([700, 600, 9], [5, 3, 1])],
+    ids=["small", "one-is-short", "over-a-thousand"],
+)
+def test_a_streamed_mixture_is_the_mixture(write_jsonl, cache, sizes, weights, strategy):
+    paths = [write_jsonl([f"{part} {row}" for row in range(size)], f"{part}.jsonl") for part, size in enumerate(sizes)]
+    streamed, whole = (
+        Mixture(
+            sources=[Files(paths=[path], streaming=streaming) for path in paths],
+            weights=weights,
+            stopping_strategy=strategy,
+            seed=3,
+        )
+        for streaming in (True, False)
+    )
+    assert streamed.streaming
+    assert not whole.streaming
+    expected = whole.load(cache).to_list()
+    for skip in (0, 1, len(expected) // 2, len(expected)):
+        assert rows_of(streamed.stream(), skip) == expected[skip:]
+
+
+def test_a_streamed_mixture_may_hold_text_and_conversations(write_jsonl, cache):
+    text = Files(paths=[write_jsonl(["plain"] * 20, "text.jsonl")], streaming=True)
+    chat = {"prompt_column": "q", "completion_column": "a", "streaming": True}
+    talk = Files(paths=[write_jsonl([{"q": "why", "a": "so"}] * 20, "chat.jsonl")], **chat)
+    mixture = Mixture(sources=[text, talk], weights=[1, 1])
+    whole = Mixture(sources=[replace(part, streaming=False) for part in (text, talk)], weights=[1, 1])
+    assert rows_of(mixture.stream()) == whole.load(cache).to_list()
+    module = PackedDataModule(source=mixture, val_fraction=0, section_documents=8, cache_dir=str(cache))
+    module.setup()
+    ends = [
+        int(batch.input_ids[end - 1]) for batch in module.train_dataloader() for end in batch.packing.cu_seqlens[1:]
+    ]
+    assert len(ends) == len(whole.load(cache))
+
+
+def test_a_mixture_is_streamed_whole_or_not_at_all(write_jsonl, cache):
+    files = Files(paths=[write_jsonl(["a"])], streaming=True)
+    with pytest.raises(ValueError, match=r"streams, or none; Files\(.*\) is streamed, PythonDocs\(\) is not streamed"):
+        Mixture(sources=[files, PythonDocs()], weights=[1, 1]).load(cache)
 
 
 TWO = [PythonDocs(), PythonDocs()]
