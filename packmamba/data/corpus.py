@@ -28,6 +28,8 @@ _log = logging.getLogger(__name__)
 
 _FORMAT = 1
 """Changes when the files of a corpus do, so that old caches are not read."""
+_CHUNK = 2**22
+"""Tokens whose targets are counted at once."""
 
 
 @dataclass(frozen=True)
@@ -80,17 +82,25 @@ class Corpus:
         return {"documents": self.text_digest, "chat_template": self.template_digest}
 
     def count_targets(self, begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """int64 (K,): targets of pieces of documents, tokens begins[k] to begins[k] + lengths[k] of the corpus, which
-        must not overlap. A piece's first token is no target."""
-        counts = np.maximum(lengths - 1, 0)
+        """int64 (K,): targets of pieces of documents, which are tokens begins[k] to begins[k] + lengths[k] of the corpus.
+        A piece's first token is no target."""
         if self.targets is None:
-            return counts
-        order = np.argsort(begins)
-        order = order[counts[order] > 0]
-        bounds = np.stack([begins[order] + 1, (begins + lengths)[order]], axis=1).reshape(-1)
-        if bounds.size:
-            inner = bounds[:-1] if bounds[-1] == self.targets.size else bounds  # the last run ends with the corpus
-            counts[order] = np.add.reduceat(self.targets, inner, dtype=np.int64)[::2]
+            return np.maximum(lengths - 1, 0)
+        ends = begins + lengths
+        return self._targets_before(ends) - self._targets_before(np.minimum(begins + 1, ends))
+
+    def _targets_before(self, positions: np.ndarray) -> np.ndarray:
+        """int64 (K,): targets among all tokens before each position; a part of the corpus is looked at at a time."""
+        assert self.targets is not None
+        order = np.argsort(positions)
+        ascending, counts = positions[order], np.empty(positions.size, dtype=np.int64)
+        total = np.int64(0)
+        for begin in range(0, self.targets.size + 1, _CHUNK):
+            chunk = np.append(False, self.targets[begin : begin + _CHUNK])
+            running = total + np.cumsum(chunk, dtype=np.int64)
+            first, last = np.searchsorted(ascending, [begin, begin + _CHUNK])
+            counts[order[first:last]] = running[ascending[first:last] - begin]
+            total = running[-1]
         return counts
 
     @cached_property

@@ -11,6 +11,7 @@ from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
 
+from packmamba.data import corpus as corpus_module
 from packmamba.data import parallel as parallel_module
 from packmamba.data.cache import new_folder
 from packmamba.data.corpus import Corpus, tokenise
@@ -174,8 +175,8 @@ def test_the_cache_of_conversations_goes_by_content(cache, monkeypatch):
     assert again.folder == first.folder
 
 
-@given(st.data())
-def test_targets_of_pieces_are_counted_as_they_are(tmp_path_factory, data):
+@given(data=st.data(), chunk=st.sampled_from([1, 3, 40, 41, 2**22]))
+def test_targets_of_pieces_are_counted_as_they_are(tmp_path_factory, data, chunk):
     mask = np.array(data.draw(st.lists(st.booleans(), min_size=1, max_size=40)))
     cuts = sorted(data.draw(st.sets(st.integers(0, mask.size), max_size=8)) | {0, mask.size})
     pieces = data.draw(st.permutations(list(itertools.pairwise(cuts))))
@@ -183,7 +184,9 @@ def test_targets_of_pieces_are_counted_as_they_are(tmp_path_factory, data):
     corpus.__dict__["targets"] = mask
     begins, ends = np.array(pieces).T
     expected = [mask[begin + 1 : end].sum() for begin, end in pieces]
-    assert corpus.count_targets(begins, ends - begins).tolist() == expected
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(corpus_module, "_CHUNK", chunk)
+        assert corpus.count_targets(begins, ends - begins).tolist() == expected
     corpus.__dict__["targets"] = None
     assert corpus.count_targets(begins, ends - begins).tolist() == [end - begin - 1 for begin, end in pieces]
 
