@@ -82,8 +82,10 @@ class Corpus:
         return {"documents": self.text_digest, "chat_template": self.template_digest}
 
     def count_targets(self, begins: np.ndarray, lengths: np.ndarray) -> np.ndarray:
-        """int64 (K,): targets of pieces of documents, which are tokens begins[k] to begins[k] + lengths[k] of the corpus.
-        A piece's first token is no target."""
+        """int64 (K,): targets of pieces of documents, tokens begins[k] to begins[k] + lengths[k] of the corpus.
+
+        A piece's first token is no target.
+        """
         if self.targets is None:
             return np.maximum(lengths - 1, 0)
         ends = begins + lengths
