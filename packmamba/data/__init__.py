@@ -1,5 +1,5 @@
 """Documents to packed batches. Read in this order: sources, tokenizers, chat, encode, corpus, packers, plan, collate,
-loader, datamodule."""
+loader, progress, datamodule; sections and streamed for documents that are read while training goes on."""
 
 from __future__ import annotations
 
