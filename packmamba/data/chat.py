@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from jinja2 import Template, TemplateError, TemplateSyntaxError, nodes
 from jinja2.ext import Extension
 from jinja2.parser import Parser
+from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from packmamba.data.tokenizers import Tokenizer
@@ -35,8 +36,8 @@ CHATML = (
 )
 """The template of tokenizers that bring none: ChatML."""
 
-_BEGIN, _END = "\ue0f0", "\ue0f1"
-"""Mark what is between the template's `generation` tags while it is rendered: characters that no text has."""
+_PRIVATE_USE = range(0xE000, 0xF900)
+"""Characters of which two mark what is between the template's `generation` tags while it is rendered."""
 
 
 class ConversationError(ValueError):
@@ -51,10 +52,12 @@ class _Generation(Extension):
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        return nodes.CallBlock(self.call_method("_marked"), [], [], body).set_lineno(line)
+        marked = self.call_method("_marked", [nodes.ContextReference()])
+        return nodes.CallBlock(marked, [], [], body).set_lineno(line)
 
-    def _marked(self, caller: Any) -> str:
-        return f"{_BEGIN}{caller()}{_END}"
+    def _marked(self, context: Context, caller: Any) -> str:
+        begin, end = context["generation_marks"]
+        return f"{begin}{caller()}{end}"
 
 
 @dataclass(frozen=True)
@@ -113,7 +116,10 @@ class ChatTemplate:
         is the assistant's.
         """
         if self._has_tags:
-            return self._unmarked(self._render(messages))
+            # Two that nobody uses here; a text may hold any character.
+            used = set(self.source).union(json.dumps(messages, ensure_ascii=False, default=str))
+            marks = [mark for mark in map(chr, _PRIVATE_USE) if mark not in used][:2]
+            return _unmarked(self._render(messages, generation_marks=marks), marks)
         text = self._render(messages)
         spans = []
         for index, message in enumerate(messages):
@@ -130,25 +136,26 @@ class ChatTemplate:
             spans.append((len(before), len(until)))
         return text, spans
 
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False) -> str:
+    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any) -> str:
         try:
             return self._compiled.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **self.special_tokens
+                messages=messages, add_generation_prompt=add_generation_prompt, **variables, **self.special_tokens
             )
         except TemplateError as error:
             raise ConversationError(f"the chat template refuses it: {error}") from error
         except TypeError as error:  # a template that adds or slices what a message does not have
             raise ConversationError(f"the chat template cannot write it: {error}") from error
 
-    @staticmethod
-    def _unmarked(marked: str) -> tuple[str, list[tuple[int, int]]]:
-        parts, spans, length = [], [], 0
-        for index, part in enumerate(re.split(f"[{_BEGIN}{_END}]", marked)):
-            if index % 2 and part:
-                spans.append((length, length + len(part)))
-            parts.append(part)
-            length += len(part)
-        return "".join(parts), spans
+
+def _unmarked(marked: str, marks: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
+    """The text without its marks, and the runs of characters that were between two."""
+    parts, spans, length = [], [], 0
+    for index, part in enumerate(re.split(f"[{''.join(marks)}]", marked)):
+        if index % 2 and part:
+            spans.append((length, length + len(part)))
+        parts.append(part)
+        length += len(part)
+    return "".join(parts), spans
 
 
 def _raise(message: str) -> NoReturn:

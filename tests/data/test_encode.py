@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from packmamba.data.chat import CHATML, ChatTemplate
@@ -65,6 +65,7 @@ def test_the_ids_are_those_of_transformers(bpe_folder):
     assert encoded.targets.astype(int).tolist() == expected["assistant_masks"]
 
 
+@example([("", "\ue000\ue0f0"), ("\ue001", "\ue000")])
 @given(st.lists(st.tuples(st.text(), st.text(min_size=1)), min_size=1, max_size=3))
 def test_any_text_of_the_assistant_is_predicted_whole(turns):
     messages = [
