@@ -103,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--workers", nargs="+", type=int, default=[0, 1, 2], help="default: 0 1 2")
     parser.add_argument("--capacities", nargs="+", type=int, default=[4096, 65_536], help="default: 4096 65536")
-    parser.add_argument("--documents", type=int, default=50_000, help="documents of an epoch (default: %(default)s)")
+    parser.add_argument("--documents", type=int, default=10_000, help="documents of an epoch (default: %(default)s)")
     parser.add_argument(
         "--epochs", type=int, default=3, help="timed epochs, after one that is not (default: %(default)s)"
     )
