@@ -6,15 +6,24 @@ T tokens in a pack · S sequences (documents). Packed tensors are token-major wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
+from typing import Any, TypeGuard
 
 import numpy as np
 import torch
-from packmamba_kernels.schedule import Schedule, build_schedule
+from packmamba_kernels.schedule import Schedule, Segments, build_schedule
 from torch import Tensor
 
 _INT32_MAX = 2**31 - 1
+
+# Pickled, what is on the CPU travels as NumPy arrays: a loader worker would send every tensor by a file descriptor of
+# its own, two dozen a batch, which takes milliseconds.
+_TABLES = tuple(field.name for field in fields(Segments) if field.name != "size")
+
+
+def _is_on_cpu(value: object) -> TypeGuard[Tensor]:
+    return isinstance(value, Tensor) and value.device.type == "cpu"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -188,6 +197,26 @@ class Packing:
             schedule=self.schedule.pin_memory(),
         )
 
+    def __getstate__(self) -> dict[str, Any]:
+        if self.device.type != "cpu":
+            return self.__dict__
+        levels = [(level.size, [getattr(level, name).numpy() for name in _TABLES]) for level in self.schedule.levels]
+        return {"cu_seqlens": self.cu_seqlens.numpy(), "levels": levels}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        if "levels" not in state:
+            self.__dict__.update(state)
+            return
+        cu_seqlens = torch.from_numpy(state["cu_seqlens"])
+        levels = (Segments(size, *map(torch.from_numpy, tables)) for size, tables in state["levels"])
+        self.__dict__.update(
+            cu_seqlens=cu_seqlens,
+            host_cu_seqlens=cu_seqlens,
+            max_seqlen=int(cu_seqlens.diff().max()),
+            num_tokens=int(cu_seqlens[-1]),
+            schedule=Schedule(int(cu_seqlens[-1]), tuple(levels)),
+        )
+
     def __repr__(self) -> str:
         return f"Packing({self.num_seqs} documents, {self.num_tokens} tokens, longest {self.max_seqlen}, {self.device})"
 
@@ -261,6 +290,13 @@ class PackedBatch:
 
     def _with(self, input_ids: Tensor, labels: Tensor, packing: Packing) -> PackedBatch:
         return replace(self, input_ids=input_ids, labels=labels, packing=packing)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value.numpy() if _is_on_cpu(value) else value for name, value in self.__dict__.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            self.__dict__[name] = torch.from_numpy(value) if isinstance(value, np.ndarray) else value
 
     def __repr__(self) -> str:
         return f"PackedBatch({self.packing!r}, {self.num_targets} targets, {self.num_padding} padding)"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 
 import numpy as np
 import pytest
@@ -158,3 +160,34 @@ def test_malformed_input_is_refused_with_its_value(name: str) -> None:
     build, error, message = BAD_PACKINGS[name]
     with pytest.raises(error, match=message):
         build()
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, lambda batch: pickle.loads(pickle.dumps(batch))], ids=["copy", "pickle"]
+)
+def test_a_copied_batch_is_the_same(again, device):
+    batch = PackedBatch.from_documents([[1, 2, 3], list(range(70)), [4]]).to(device)
+    if device == "meta" and again is not copy.deepcopy:
+        pytest.skip("torch does not pickle what has no data")
+    twin = again(batch)
+    assert (twin.num_targets, twin.num_padding, twin.step_targets) == (batch.num_targets, 0, None)
+    assert twin.packing.host_lengths == [3, 70, 1]
+    assert (twin.packing.num_tokens, twin.packing.max_seqlen) == (74, 70)
+    assert twin.packing.device.type == device
+    for name in ("input_ids", "labels"):
+        assert getattr(twin, name).dtype == torch.int64
+    if device == "cpu":
+        assert torch.equal(twin.input_ids, batch.input_ids)
+        assert torch.equal(twin.labels, batch.labels)
+        assert torch.equal(twin.packing.cu_seqlens, batch.packing.cu_seqlens)
+        for level, twin_level in zip(batch.packing.schedule.levels, twin.packing.schedule.levels, strict=True):
+            assert level.size == twin_level.size
+            for name in ("start", "length", "seq", "cu_segments", "order"):
+                assert torch.equal(getattr(level, name), getattr(twin_level, name))
+
+
+def test_a_pickled_batch_holds_no_tensor():
+    """A loader worker would send each by a file descriptor of its own."""
+    batch = PackedBatch.from_documents([[1, 2, 3], [4]])
+    assert b"torch" not in pickle.dumps(batch)
