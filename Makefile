@@ -29,10 +29,14 @@ lint: install
 	$(BIN)/pyright
 
 bench: install
-	$(BIN)/python -m packmamba.bench.reference_speed --output bench/results/reference_speed.json
-	$(BIN)/python -m packmamba.bench.loss_memory --output bench/results/loss_memory.json
-	$(BIN)/python -m packmamba.bench.packers --output bench/results/packers.json
-	$(BIN)/python -m packmamba.bench.loader --output bench/results/loader.json
+	$(BIN)/packmamba compare --device cpu --output runs/compare && cp runs/compare/compare.json bench/results/
+	$(BIN)/packmamba compare --device cpu --modes packed --recompute none conv block --output runs/recompute \
+		&& cp runs/recompute/compare.json bench/results/recompute.json
+	$(BIN)/packmamba bench kernels --device cpu --distributions lognormal --output bench/results/kernels_cpu.json
+	$(BIN)/packmamba bench loss_memory --output bench/results/loss_memory.json
+	$(BIN)/packmamba bench packers --output bench/results/packers.json
+	$(BIN)/packmamba bench loader --output bench/results/loader.json
+	$(BIN)/packmamba bench instructions --output bench/results/instructions.json
 
 readme-tables: install
 	$(BIN)/python -m packmamba.bench.readme_tables

@@ -12,33 +12,32 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from packmamba.bench.compare import table as compare_table
 from packmamba.bench.loader import speed
 
 Report = dict[str, Any]
 
 
-def throughput(report: Report) -> list[list[str]]:
-    rows = [["mode", "real tokens/s (slowest - fastest)", "padding", "optimiser steps"]]
+def compare(report: Report) -> list[list[str]]:
+    rows = [row for row in report["results"] if row["status"] != "missing"]
+    return compare_table(rows)
+
+
+def recompute(report: Report) -> list[list[str]]:
+    return compare_table(report["results"])
+
+
+def kernels_cpu(report: Report) -> list[list[str]]:
+    """The CPU path against the definition."""
+    medians: dict[tuple[str, str], dict[str, float]] = {}
     for result in report["results"]:
-        slowest, fastest = (result["num_tokens"] / pick(result["seconds"]) for pick in (max, min))
-        rows.append(
-            [
-                result["mode"],
-                f"{result['tokens_per_second']:,.0f} ({slowest:,.0f} - {fastest:,.0f})",
-                f"{result['padding_fraction']:.1%}",
-                str(result["num_steps"]),
-            ]
-        )
-    return rows
-
-
-def reference_speed(report: Report) -> list[list[str]]:
+        if result["milliseconds"]:
+            times = medians.setdefault((result["op"], result["part"]), {})
+            times[result["implementation"]] = result["milliseconds"]["median"]
     rows = [["operator", "part", "definition", "CPU path", "speed-up"]]
-    for result in report["results"]:
-        naive, fast = (1e3 * result["seconds"][name] for name in ("naive", "reference"))
-        rows.append(
-            [f"`{result['op']}`", result["part"], f"{naive:,.0f} ms", f"{fast:,.1f} ms", f"{result['speedup']:.1f}×"]
-        )
+    for (op, part), times in medians.items():
+        naive, fast = times["naive"], times["packmamba"]
+        rows.append([f"`{op}`", part, f"{naive:,.0f} ms", f"{fast:,.1f} ms", f"{naive / fast:.1f}×"])
     return rows
 
 
@@ -97,8 +96,9 @@ def instructions(report: Report) -> list[list[str]]:
 
 
 TABLES: dict[str, Callable[[Report], list[list[str]]]] = {
-    "throughput": throughput,
-    "reference_speed": reference_speed,
+    "compare": compare,
+    "recompute": recompute,
+    "kernels_cpu": kernels_cpu,
     "loss_memory": loss_memory,
     "packers": packers,
     "loader": loader,
@@ -123,7 +123,8 @@ def render(readme: str, results: Path) -> str:
             raise ValueError(f"a README marks a table {name!r}; available: {', '.join(TABLES)}")
         report = json.loads((results / f"{name}.json").read_text())
         header, *rows = TABLES[name](report)
-        lines = [header, ["---"] + ["---:"] * (len(header) - 1), *rows]
+        left = 1 + (header.index("mode") if "mode" in header else 0)
+        lines = [header, ["---"] * left + ["---:"] * (len(header) - left), *rows]
         drawn = [f"| {' | '.join(line)} |" for line in lines]
         return "\n".join([f"<!-- table: {name} -->", *drawn, "", _where(name, report), "<!-- end -->"])
 
