@@ -36,6 +36,7 @@ bench: install
 	$(BIN)/packmamba bench loss_memory --output bench/results/loss_memory.json
 	$(BIN)/packmamba bench packers --output bench/results/packers.json
 	$(BIN)/packmamba bench loader --output bench/results/loader.json
+	$(BIN)/packmamba bench tokenise --documents 20000 --workers 0 2 --output bench/results/tokenise.json
 	$(BIN)/packmamba bench instructions --output bench/results/instructions.json
 
 readme-tables: install

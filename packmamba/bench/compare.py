@@ -317,7 +317,8 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
                 else f"{packed['tokens_per_second'] / row['tokens_per_second']:.2f}×",
             ]
         )
-    kept = [i for i, name in enumerate(lines[0]) if name not in ("peak", "MFU") or any(line[i] for line in lines[1:])]
+    optional = ("peak", "MFU", "packed is")
+    kept = [i for i, name in enumerate(lines[0]) if name not in optional or any(line[i] for line in lines[1:])]
     return [[line[i] for i in kept] for line in lines]
 
 

@@ -81,6 +81,18 @@ def loader(report: Report) -> list[list[str]]:
     return rows
 
 
+def tokenise(report: Report) -> list[list[str]]:
+    workers = sorted({result["workers"] for result in report["results"]})
+    rows = [["tokenizer", "documents", *("in the main process" if n == 0 else f"{n} processes" for n in workers)]]
+    cells: dict[tuple[str, str], dict[int, str]] = {}
+    for result in report["results"]:
+        speeds = cells.setdefault((result["tokenizer"], result["documents"]), {})
+        speeds[result["workers"]] = f"{result['tokens_per_second'] / 1e6:,.2f} M tokens/s"
+    for (tokenizer, documents), speeds in cells.items():
+        rows.append([f"`{tokenizer}`", documents, *(speeds[n] for n in workers)])
+    return rows
+
+
 def instructions(report: Report) -> list[list[str]]:
     architectures = list(dict.fromkeys(result["architecture"] for result in report["results"]))
     rows = [["operator", "kernel", *(f"sm_{architecture}" for architecture in architectures)]]
@@ -102,6 +114,7 @@ TABLES: dict[str, Callable[[Report], list[list[str]]]] = {
     "loss_memory": loss_memory,
     "packers": packers,
     "loader": loader,
+    "tokenise": tokenise,
     "instructions": instructions,
 }
 """Tables by name; each is drawn from bench/results/NAME.json."""
