@@ -25,5 +25,5 @@ def test_every_table_stands_somewhere() -> None:
 
 
 def test_an_unknown_table_is_refused_by_name(tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="'speed'; available: throughput"):
+    with pytest.raises(ValueError, match="'speed'; available: compare"):
         render("<!-- table: speed --> <!-- end -->", tmp_path)
