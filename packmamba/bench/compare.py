@@ -17,7 +17,6 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
@@ -25,12 +24,14 @@ import numpy as np
 import torch
 
 from packmamba.bench.breakdown import break_down, trace
+from packmamba.bench.compare_cases import expand_modes, load_lengths, load_model, make_documents, needs_capacity
+from packmamba.bench.compare_tables import Row, breakdown_table, markdown, table
 from packmamba.bench.environment import describe_environment
-from packmamba.bench.modes import PACKING_STRATEGIES, Mode, make_batches, parse_mode
+from packmamba.bench.modes import PACKING_STRATEGIES, Mode, make_batches
 from packmamba.bench.peers import why_missing
 from packmamba.bench.throughput import Comparison, Precision, Trainee
-from packmamba.config import PRESETS, ModelConfig, Recompute
-from packmamba.data.lengths import DISTRIBUTIONS, read_histogram, sample_lengths
+from packmamba.config import ModelConfig, Recompute
+from packmamba.data.lengths import DISTRIBUTIONS
 from packmamba.model import HybridLM
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -52,125 +53,6 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """What is compared where the options say nothing."""
 
 DEFAULT_MODES = ("packed", "padded", "padded_sorted", "single", "mamba-ssm/padded:8", "mamba-ssm/dense:4096")
-
-Row = dict[str, Any]
-
-
-def load_model(name: str, layer_pattern: str | None = None, recompute: str | None = None) -> ModelConfig:
-    """A preset, or the model of a YAML or JSON file: a model configuration, or a training configuration that has one.
-
-    Raises ValueError for a name that is neither (lists the presets), a file without a model, a field that does not
-    exist; ModuleNotFoundError for YAML without PyYAML.
-    """
-    if name in PRESETS:
-        config = PRESETS[name]
-    elif Path(name).is_file():
-        config = ModelConfig.from_dict(_model_section(Path(name)))
-    else:
-        raise ValueError(f"unknown model {name!r}: neither a file nor a preset; presets: {', '.join(PRESETS)}")
-    changes = {"layer_pattern": layer_pattern, "recompute": recompute}
-    return replace(config, **{field: value for field, value in changes.items() if value is not None})
-
-
-def _model_section(path: Path) -> dict[str, Any]:
-    if path.suffix == ".json":
-        content = json.loads(path.read_text())
-    else:
-        if importlib.util.find_spec("yaml") is None:
-            raise ModuleNotFoundError(f"{path} is YAML, which needs PyYAML: pip install pyyaml, or use JSON")
-        import yaml
-
-        content = yaml.safe_load(path.read_text())
-    section = content if isinstance(content, dict) else {}
-    section = section.get("model", section)
-    section = section.get("config", section)
-    if "layer_pattern" not in section:
-        raise ValueError(f"{path} describes no model: it has neither layer_pattern nor model.config.layer_pattern")
-    return section
-
-
-def load_lengths(source: str, num_tokens: int, mean: float | None = None, seed: int = 0) -> np.ndarray:
-    """Document lengths that add up to about `num_tokens`. source: a distribution's name, or a file to draw from: a
-    histogram (`.json`, `.csv`), an array of documents' lengths (`.npy`), or a training configuration (`.yaml`), whose
-    training documents are loaded and tokenised. mean: stretches them to this mean.
-
-    Raises ValueError for a source that is none of these, naming the distributions; FileNotFoundError for a file that is
-    not there.
-    """
-    if source == "giant":
-        return np.array([num_tokens])
-    draw = _drawing_from(source, seed)
-    count = 64
-    while True:
-        lengths = draw(count)
-        if mean is not None:
-            lengths = np.maximum(1, np.round(lengths * (mean / lengths.mean()))).astype(np.int64)
-        ends = np.cumsum(lengths)
-        if ends[-1] >= num_tokens:
-            return lengths[: int(np.searchsorted(ends, num_tokens)) + 1]
-        count *= 2
-
-
-def _drawing_from(source: str, seed: int) -> Callable[[int], np.ndarray]:
-    """Draws so many lengths."""
-    if source in DISTRIBUTIONS:
-        return lambda count: sample_lengths(source, num_documents=count, seed=seed)
-    if source.endswith(".npy"):
-        known = np.load(source)
-        if known.ndim != 1 or not np.issubdtype(known.dtype, np.integer) or known.size == 0 or known.min() < 1:
-            raise ValueError(f"{source} must hold lengths of documents, whole numbers of at least 1, in one dimension")
-        return lambda count: np.random.default_rng(seed).choice(known, count)
-    if source.endswith((".json", ".csv")):
-        values, counts = read_histogram(source)
-        return lambda count: np.random.default_rng(seed).choice(values, count, p=counts / counts.sum())
-    if source.endswith((".yaml", ".yml")):
-        known = _lengths_of_data(source)
-        return lambda count: np.random.default_rng(seed).choice(known, count)
-    raise ValueError(
-        f"unknown lengths {source!r}; available: {', '.join(DISTRIBUTIONS)}, a histogram (.json or .csv), an array of "
-        "lengths (.npy), or a training configuration (.yaml)"
-    )
-
-
-def _lengths_of_data(configuration: str) -> np.ndarray:
-    """Tokens of the training documents of a configuration's data."""
-    from jsonargparse import ArgumentError
-
-    from packmamba.data.configuration import parse_configuration
-
-    try:
-        parser, values = parse_configuration(["--config", configuration])
-    except ArgumentError as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    module = parser.instantiate(values).data
-    module.setup("fit")
-    return module.documents("train").lengths
-
-
-def make_documents(lengths: np.ndarray, vocab_size: int, seed: int = 0) -> list[np.ndarray]:
-    """Random token ids."""
-    generator = np.random.default_rng(seed)
-    return [generator.integers(0, vocab_size, length) for length in lengths.tolist()]
-
-
-def expand_modes(names: Sequence[str], batch_sizes: Sequence[int]) -> list[Mode]:
-    """Modes by name; `padded` and `padded_sorted` once for each batch size, `packed:all` once for each strategy."""
-    modes: list[Mode] = []
-    for name in names:
-        if name == "packed:all":
-            modes += [Mode("packed", strategy) for strategy in PACKING_STRATEGIES]
-            continue
-        mode = parse_mode(name)
-        if mode.kind in ("padded", "padded_sorted") and mode.size is None and batch_sizes:
-            modes += [replace(mode, size=size) for size in batch_sizes]
-        else:
-            modes.append(mode)
-    return list(dict.fromkeys(modes))
-
-
-def needs_capacity(mode: Mode) -> bool:
-    """Whether a mode's batches depend on the capacity."""
-    return mode.kind in ("packed", "dense") or (mode.kind != "single" and mode.size is None)
 
 
 class Sweep:
@@ -271,96 +153,6 @@ class Sweep:
         partial = path.with_suffix(".partial")
         partial.write_text(json.dumps(self.report, indent=2) + "\n")
         partial.replace(path)
-
-
-def table(rows: Sequence[Row]) -> list[list[str]]:
-    """Header and rows of the comparison, as texts."""
-    varying = [
-        name
-        for name in ("model", "layer_pattern", "recompute", "lengths", "mean_length", "capacity")
-        if len({row[name] for row in rows}) > 1
-    ]
-    lines = [
-        [
-            *(name.replace("_", " ") for name in varying),
-            "mode",
-            "real tokens/s (slowest - fastest)",
-            "forward + backward",
-            "padding",
-            "steps",
-            "activations",
-            "peak",
-            "MFU",
-            "packed is",
-        ]
-    ]
-    for row in rows:
-        line = [f"{row[name]:,}" if isinstance(row[name], int) else str(row[name]) for name in varying]
-        line.append(f"`{row['mode']}`")
-        if row["status"] != "ok":
-            lines.append([*line, f"{row['status']}: {row['detail']}", *[""] * 7])
-            continue
-        slowest, fastest = (row["num_tokens"] / pick(row["seconds"]) for pick in (max, min))
-        packed = _packed_of(row, rows)
-        lines.append(
-            [
-                *line,
-                f"{row['tokens_per_second']:,.0f} ({slowest:,.0f} - {fastest:,.0f})",
-                f"{row['forward_backward_tokens_per_second']:,.0f}",
-                f"{row['padding_fraction']:.1%}",
-                str(row["num_steps"]),
-                f"{row['activation_bytes_per_token'] / 1024:,.1f} KiB",
-                "" if row["peak_bytes"] is None else f"{row['peak_bytes'] / 2**30:,.1f} GiB",
-                "" if row["mfu"] is None else f"{row['mfu']:.1%}",
-                ""
-                if packed is None or packed is row
-                else f"{packed['tokens_per_second'] / row['tokens_per_second']:.2f}×",
-            ]
-        )
-    optional = ("peak", "MFU", "packed is")
-    kept = [i for i, name in enumerate(lines[0]) if name not in optional or any(line[i] for line in lines[1:])]
-    return [[line[i] for i in kept] for line in lines]
-
-
-def _packed_of(row: Row, rows: Sequence[Row]) -> Row | None:
-    """The fastest packed row of packmamba on the same model and documents."""
-    same = ("model", "layer_pattern", "recompute", "lengths", "mean_length")
-    candidates = [
-        other
-        for other in rows
-        if other["mode"].startswith("packed") and other["status"] == "ok" and all(other[k] == row[k] for k in same)
-    ]
-    return max(candidates, key=lambda other: other["tokens_per_second"], default=None)
-
-
-def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Columns up to `mode` or `part` are aligned to the left, numbers after them to the right."""
-    header, *rows = lines
-    left = 1 + next(i for i, name in enumerate(header) if name in ("mode", "part"))
-    rule = ["---"] * left + ["---:"] * (len(header) - left)
-    return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *rows])
-
-
-def breakdown_table(rows: Sequence[Row]) -> list[list[str]]:
-    lines = [["model", "recompute", "part", "layers", "forward", "backward", "of the step", "kept for each token"]]
-    for row in rows:
-        same = [r for r in rows if all(r[k] == row[k] for k in ("model", "layer_pattern", "recompute"))]
-        total = sum(r["forward_seconds"] + r["backward_seconds"] for r in same)
-        share = (row["forward_seconds"] + row["backward_seconds"]) / total
-        kept = "" if row["kept_bytes"] is None else f"{row['kept_bytes'] / row['tokens'] / 1024:,.1f} KiB"
-        lines.append(
-            [
-                row["model"],
-                row["recompute"],
-                row["kind"],
-                str(row["layers"]),
-                f"{1e3 * row['forward_seconds']:,.1f} ms",
-                f"{1e3 * row['backward_seconds']:,.1f} ms",
-                f"{share:.0%}",
-                kept,
-            ]
-        )
-    return lines
 
 
 @contextmanager

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from packmamba.bench.compare import table as compare_table
+from packmamba.bench.compare_tables import table as compare_table
 from packmamba.bench.loader import speed
 
 Report = dict[str, Any]

@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from packmamba import Packing
-from packmamba.bench import compare, throughput
+from packmamba.bench import compare, compare_cases, throughput
 from packmamba.bench.breakdown import OPTIMIZER, REST, break_down
 from packmamba.bench.modes import make_batches, parse_mode
 from packmamba.bench.peers import why_missing
@@ -104,7 +104,7 @@ class TestCommand:
             np.save(path, np.array([7, 7, 7, 30]))
         else:
             path.write_text('{"7": 3, "30": 1}' if suffix == ".json" else "length,count\n7,3\n30,1\n")
-        lengths = compare.load_lengths(str(path), 5000)
+        lengths = compare_cases.load_lengths(str(path), 5000)
         assert set(lengths.tolist()) == {7, 30}
         assert 5000 <= lengths.sum() < 5030
         assert abs((lengths == 7).mean() - 0.75) < 0.08
@@ -117,17 +117,17 @@ class TestCommand:
             "data: {source: {class_path: packmamba.data.sources.Files, init_args: "
             f"{{paths: ['{tmp_path}/texts.jsonl']}}}}, val_fraction: 0, cache_dir: '{tmp_path}'}}\n"
         )
-        assert set(compare.load_lengths(str(config), 2000).tolist()) == {10, 20}  # with the byte tokenizer's EOS
+        assert set(compare_cases.load_lengths(str(config), 2000).tolist()) == {10, 20}  # with the byte tokenizer's EOS
         config.write_text("data: {capacity: many}\n")
         with pytest.raises(ValueError, match="many"):
-            compare.load_lengths(str(config), 2000)
+            compare_cases.load_lengths(str(config), 2000)
 
     def test_lengths_are_stretched_to_a_mean(self):
-        lengths = compare.load_lengths("lognormal", 500_000, mean=1300)
+        lengths = compare_cases.load_lengths("lognormal", 500_000, mean=1300)
         assert lengths.mean() == pytest.approx(1300, rel=0.1)
 
     def test_every_strategy_is_compared_on_request(self):
-        modes = compare.expand_modes(["packed:all", "packed", "padded", "padded:3"], [2, 3])
+        modes = compare_cases.expand_modes(["packed:all", "packed", "padded", "padded:3"], [2, 3])
         names = [str(mode) for mode in modes]
         assert {"packed", "packed:sequential", "packed:local_greedy"} <= set(names)
         assert names[-2:] == ["padded:2", "padded:3"]
@@ -166,8 +166,8 @@ def test_a_file_without_a_model_is_refused(tmp_path):
     path = tmp_path / "trainer.yaml"
     path.write_text("trainer: {max_steps: 3}\n")
     with pytest.raises(ValueError, match=r"trainer.yaml describes no model"):
-        compare.load_model(str(path))
-    assert compare.load_model("configs/quickstart.yaml").layer_pattern == "1-1-*-1-"
+        compare_cases.load_model(str(path))
+    assert compare_cases.load_model("configs/quickstart.yaml").layer_pattern == "1-1-*-1-"
 
 
 def test_to_run_out_of_memory_is_a_result(monkeypatch):
