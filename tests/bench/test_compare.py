@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import inspect
 import json
+import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -153,6 +155,28 @@ def test_bad_options_are_refused_by_name(arguments, message, capsys, tmp_path):
         compare.main(["--device", "cpu", "--output", str(tmp_path), *arguments])
     assert error.value.code == 2
     assert message in capsys.readouterr().err
+
+
+def test_it_needs_torch_triton_and_numpy_only(tmp_path):
+    blocked = "rich", "matplotlib", "lightning", "datasets", "jsonargparse", "yaml"
+    options = ["--models", "mamba-tiny", "--tokens", "60", "--mean-length", "20", "--capacity", "128", "--repeats", "1"]
+    code = f"""
+import sys
+for name in {blocked}: sys.modules[name] = None
+from packmamba.bench import compare
+sys.exit(compare.main({[*options, "--device", "cpu", "--modes", "packed", "single", "--no-pictures"]}))
+"""
+    root = Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={"PYTHONPATH": f"{root}:{root / 'kernels'}", "OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "`single`" in done.stdout
 
 
 def test_cuda_where_there_is_none_is_refused(capsys, monkeypatch):
