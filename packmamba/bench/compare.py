@@ -134,13 +134,16 @@ class Sweep:
             if key in seen:
                 continue
             seen.add(key)
-            torch.manual_seed(0)
-            trainee = Trainee(HybridLM(config), self.device, self.options.precision)
             batch = max(make_batches(Mode("packed"), documents, capacity), key=lambda b: b.packing.num_tokens)
-            for share in break_down(trainee, batch):
-                self.report["breakdown"].append(common | {"tokens": batch.num_tokens} | share.to_dict())
-            if self.options.trace is not None:
-                trace(trainee, batch, self.options.trace)
+            try:
+                torch.manual_seed(0)
+                trainee = Trainee(HybridLM(config), self.device, self.options.precision)
+                for share in break_down(trainee, batch):
+                    self.report["breakdown"].append(common | {"tokens": batch.num_tokens} | share.to_dict())
+                if self.options.trace is not None:
+                    trace(trainee, batch, self.options.trace)
+            except torch.OutOfMemoryError as error:
+                print(f"no breakdown of {common['model']}: out of memory, {str(error).splitlines()[0]}")
             self.write()
 
     def write(self) -> None:

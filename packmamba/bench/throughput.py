@@ -260,23 +260,39 @@ class Comparison:
         own = [run for run in self._runs if run.mode.peer is None]
         peers = [run for run in self._runs if run.mode.peer is not None]
         torch.manual_seed(0)
-        model = HybridLM(self.config)
-        initial = {name: value.clone() for name, value in model.state_dict().items()} if peers else {}
-        if own:
-            self._time_group(own, Trainee(model, self.device, self.precision), repeats, on_pass)
-        del model
+        made = [HybridLM(self.config)]
+        initial = {name: value.clone() for name, value in made[0].state_dict().items()} if peers else {}
+        self._time_group(own, made.pop, repeats, on_pass)  # nobody else holds it, so that the next model has its memory
+        made.clear()
         _release(self.device)
         for run in peers:
             if reason := why_missing(run.mode, self.config):
                 run.stop("missing", reason)
-        if peers := [run for run in peers if run.running]:
+
+        def with_peers_mixers() -> HybridLM:
             model = peer_model(self.config)
             model.load_state_dict(initial)
-            self._time_group(peers, Trainee(model, self.device, self.precision), repeats, on_pass)
+            return model
+
+        self._time_group([run for run in peers if run.running], with_peers_mixers, repeats, on_pass)
         return self.results
 
-    def _time_group(self, runs: Sequence[_Run], trainee: Trainee, repeats: int, on_pass: Callable[[str], None]) -> None:
+    def _time_group(
+        self,
+        runs: Sequence[_Run],
+        make_model: Callable[[], HybridLM],
+        repeats: int,
+        on_pass: Callable[[str], None],
+    ) -> None:
         """Checks and times modes that share a model."""
+        if not runs:
+            return
+        try:
+            trainee = Trainee(make_model(), self.device, self.precision)
+        except torch.OutOfMemoryError as error:
+            for run in runs:
+                run.stop("out of memory", f"the model itself: {str(error).splitlines()[0]}")
+            return
         for run in runs:
             self._guarded(run, lambda run=run: run.check(trainee))
             self._require_same_loss(run)

@@ -208,6 +208,15 @@ def test_to_run_out_of_memory_is_a_result(monkeypatch):
     assert results[0].detail == "CUDA out of memory. Tried to allocate 8 GiB."
 
 
+def test_a_model_that_does_not_fit_is_a_result(monkeypatch):
+    def move(self, *args):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(HybridLM, "to", move)
+    (result,) = Comparison(HYBRID, documents(), 64, modes=["packed"]).run(1)
+    assert (result.status, result.detail) == ("out of memory", "the model itself: CUDA out of memory.")
+
+
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_narrow_precisions_agree_on_the_loss(precision):
     results = Comparison(HYBRID, documents(), 64, modes=["packed", "single"], precision=precision).run(1)
