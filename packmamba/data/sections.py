@@ -164,7 +164,12 @@ class SectionWriter:
         self._reader: tuple[tuple[int, int], Iterator[list[pa.Table]]] | None = None
         _delete_dead(folder.parent)
         self._lock = _locked(folder)
-        self.close = weakref.finalize(self, _close, os.getpid(), folder, self._lock, self._executor)
+        self._clean_up = weakref.finalize(self, _clean_up, os.getpid(), folder, self._lock, self._executor)
+
+    def close(self) -> None:
+        """Deletes all sections, and stops writing."""
+        self._executor.shutdown(wait=True, cancel_futures=True)
+        self._clean_up()
 
     def start(self, epoch: int, index: int) -> Future[None]:
         """Has a section written in the background, after those that were asked for before; at once if it is there."""
@@ -280,10 +285,12 @@ def _locked(folder: Path) -> FileLock:
         lock.release()  # another process has just taken this folder for one that a killed run has left
 
 
-def _close(pid: int, folder: Path, lock: FileLock, executor: ThreadPoolExecutor) -> None:
+def _clean_up(pid: int, folder: Path, lock: FileLock, executor: ThreadPoolExecutor) -> None:
+    """Waits for nothing: where the garbage collector calls it, the thread at hand may hold any lock. It does not, while
+    a section is being written or is to be, because that refers to the writer."""
     if os.getpid() != pid:
         return  # a loader worker, which was forked
-    executor.shutdown(wait=True, cancel_futures=True)
+    executor.shutdown(wait=False, cancel_futures=True)
     shutil.rmtree(folder, ignore_errors=True)
     Path(lock.lock_file).unlink(missing_ok=True)
     lock.release()

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
 import json
+import threading
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -109,6 +112,26 @@ def test_few_sections_are_kept_and_none_when_training_ends(make, cache, num_work
         kept.append(len(list(cache.glob("sections/*/epoch-*"))))
     assert max(kept) <= 4 + 2 * num_workers + 3 < 30
     module.teardown("fit")
+    assert not list(cache.glob("sections/*"))
+
+
+def test_a_forgotten_stream_is_collected_while_any_thread_is_being_started(make, cache):
+    """The garbage collector may come anywhere, also where a lock is held that waiting for a thread needs."""
+    module = make()
+    epoch_of(module)
+    assert list(cache.glob("sections/*"))
+    forgotten = [module]
+    del module
+
+    def collect() -> None:
+        with getattr(threading, "_shutdown_locks_lock", nullcontext()):  # what Python < 3.13 holds then
+            forgotten.clear()
+            gc.collect()
+
+    thread = threading.Thread(target=collect, daemon=True)
+    thread.start()
+    thread.join(timeout=20)
+    assert not thread.is_alive(), "the garbage collector waits for a thread"
     assert not list(cache.glob("sections/*"))
 
 
