@@ -18,7 +18,7 @@ lengths_strategy = st.lists(st.integers(1, 200), min_size=1, max_size=30)
 
 
 @given(lengths=lengths_strategy)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_lengths_cu_seqlens_and_position_ids_describe_the_same_packing(lengths: list[int]) -> None:
     packing = Packing.from_lengths(lengths)
     assert packing.lengths.tolist() == packing.host_lengths == lengths
@@ -41,7 +41,7 @@ def test_lengths_cu_seqlens_and_position_ids_describe_the_same_packing(lengths: 
 
 
 @given(lengths=lengths_strategy)
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 def test_unpack_gives_each_document_back(lengths: list[int]) -> None:
     x = torch.randn(sum(lengths), 3)
     documents = Packing.from_lengths(lengths).unpack(x)

@@ -22,7 +22,7 @@ def test_a_mode_is_called_what_it_was_called(name):
     assert str(parse_mode(name)) == name
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(lengths=st.lists(st.integers(1, 64), min_size=1, max_size=30), name=st.sampled_from(NAMES))
 def test_every_document_is_in_one_batch_with_its_own_targets(lengths, name):
     texts = documents(lengths)

@@ -8,10 +8,6 @@ from pathlib import Path
 
 import datasets
 import pytest
-from hypothesis import settings
-
-settings.register_profile("no deadline on a shared machine", deadline=None)
-settings.load_profile("no deadline on a shared machine")
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -95,8 +95,6 @@ def test_equals_the_definition_in_16_bits(name, dtype):
 @settings(
     max_examples=8 if INTERPRET else 40,
     phases=[Phase.explicit, Phase.generate] if INTERPRET else tuple(Phase),  # shrinking would take minutes
-    deadline=None,
-    derandomize=True,
 )
 @given(
     lengths=st.lists(st.integers(1, 70), min_size=1, max_size=6),

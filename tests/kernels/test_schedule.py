@@ -42,14 +42,14 @@ def assert_covers(segments, cu_seqlens, size):
     assert bool(is_followed[order][: int(followed.sum())].all())
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
+@settings(max_examples=60)
 @given(lengths=st.lists(st.integers(1, 700), min_size=1, max_size=40), size=st.sampled_from([1, 7, CHUNK, 256]))
 def test_every_token_belongs_to_one_segment_of_its_document(lengths, size):
     cu_seqlens = cu_seqlens_of(lengths)
     assert_covers(build_segments(cu_seqlens, size), cu_seqlens, size)
 
 
-@settings(max_examples=30, deadline=None, derandomize=True)
+@settings(max_examples=30)
 @given(lengths=st.lists(st.integers(1, 3000), min_size=1, max_size=20))
 def test_tables_built_without_reading_a_value_hold_the_same_segments(lengths):
     cu_seqlens = cu_seqlens_of(lengths)

@@ -37,7 +37,7 @@ def test_equals_the_definition(lengths, dtype):
     assert_same_as_definition(selective_scan, make_inputs(lengths, dtype=dtype), cu_seqlens_of(lengths))
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
+@settings(max_examples=40)
 @given(
     lengths=st.lists(st.integers(1, 150), min_size=1, max_size=5),
     width=st.integers(2, 5),

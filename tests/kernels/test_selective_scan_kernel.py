@@ -72,7 +72,7 @@ def test_equals_the_definition_and_leaves_nothing_unwritten(lengths, dtype, pois
     assert_kernel_same_as_definition(lengths, dtype)
 
 
-@settings(max_examples=12, deadline=None, derandomize=True, phases=[Phase.generate])
+@settings(max_examples=12, phases=[Phase.generate])
 @given(
     lengths=st.lists(st.integers(1, 24), min_size=1, max_size=3),
     width=st.integers(2, 5),
