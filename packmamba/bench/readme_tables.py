@@ -83,7 +83,8 @@ def loader(report: Report) -> list[list[str]]:
 
 def tokenise(report: Report) -> list[list[str]]:
     workers = sorted({result["workers"] for result in report["results"]})
-    rows = [["tokenizer", "documents", *("in the main process" if n == 0 else f"{n} processes" for n in workers)]]
+    names = {0: "in the main process", 1: "by 1 process"}
+    rows = [["tokenizer", "documents", *(names.get(n, f"by {n} processes") for n in workers)]]
     cells: dict[tuple[str, str], dict[int, str]] = {}
     for result in report["results"]:
         speeds = cells.setdefault((result["tokenizer"], result["documents"]), {})
