@@ -285,13 +285,19 @@ class TestPeers:
 
 
 @pytest.mark.parametrize("recompute", ["none", "conv", "block"])
-def test_the_parts_of_a_step_add_up_to_what_was_timed(recompute):
+def test_the_parts_of_a_step_add_up_to_what_was_timed(recompute, monkeypatch):
+    stamps = []
+    stamp = throughput.Clock.stamp
+    monkeypatch.setattr(throughput.Clock, "stamp", lambda clock: (stamps.append(clock), stamp(clock)))
     config = ModelConfig.from_dict(HYBRID.to_dict() | {"recompute": recompute})
     torch.manual_seed(0)
     trainee = Trainee(HybridLM(config), torch.device("cpu"), "32-true")
     (batch,) = make_batches(parse_mode("packed"), documents(), 256)
     shares = {share.kind: share for share in break_down(trainee, batch, repeats=1)}
     assert list(shares) == ["mamba1", "attention", "mlp", REST, OPTIMIZER]
+    # Two steps; the beginning and end of 4 layers' forward and backward, and 4 edges of the step. A layer that is
+    # computed again is part of the backward.
+    assert len(stamps) == 2 * (4 * 4 + 4)
     assert shares["mamba1"].layers == 2
     for share in shares.values():
         assert share.backward_seconds > 0

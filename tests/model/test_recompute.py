@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from packmamba_kernels.selective_scan import reference
 
 from packmamba import HybridLM, ModelConfig, Packing
 from packmamba.bench.memory import bytes_kept
@@ -125,6 +126,16 @@ def test_recomputed_blocks_keep_less_than_mixers_that_recompute():
         kept[mode] = bytes_kept(lambda model=model: model.backbone(ids, packing), known=model.parameters())
     assert kept["block"] < 0.7 * kept["conv"]
     assert kept["conv"] < 0.8 * kept["none"]
+
+
+@pytest.mark.parametrize("recompute", MODES)
+def test_no_scan_is_computed_again(recompute, monkeypatch):
+    """The most expensive part of a layer; its backward has its own way through the states."""
+    scans = []
+    forward = reference.forward
+    monkeypatch.setattr(reference, "forward", lambda *args: (scans.append(args), forward(*args))[1])
+    loss_and_gradients(model_of(recompute, "1-1"))
+    assert len(scans) == 2
 
 
 def test_an_unknown_way_to_recompute_is_refused():
