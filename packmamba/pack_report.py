@@ -15,7 +15,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from packmamba.bench.plots import import_pyplot, plot_packing
-from packmamba.data.lengths import DISTRIBUTIONS, SAMPLERS, sample_lengths
+from packmamba.data.lengths import DISTRIBUTIONS, SAMPLERS, read_lengths, sample_lengths
 from packmamba.data.packers import STRATEGIES, Packs, check_options, pack
 from packmamba.data.plan import Balance, PlanOptions
 from packmamba.data.statistics import PackingReport, describe_lengths, report_packs
@@ -175,27 +175,6 @@ def _plan(
         attention_cost=cost,
         attention_window=window,
     )
-
-
-def read_lengths(file: Path) -> np.ndarray:
-    """The lengths in a `.npy` file or a JSON list.
-
-    Raises FileNotFoundError, or ValueError for another kind of file, or one that does not hold integers from 1 up.
-    """
-    if not file.is_file():
-        raise FileNotFoundError(f"there is no file of lengths {str(file)!r}")
-    if file.suffix not in (".npy", ".json"):
-        raise ValueError(f"lengths come as an array in a .npy file or a list in a .json file, got {str(file)!r}")
-    try:
-        lengths = np.load(file, allow_pickle=False) if file.suffix == ".npy" else np.array(json.loads(file.read_text()))
-    except (ValueError, EOFError) as error:
-        raise ValueError(f"cannot read lengths from {str(file)!r}: {error}") from error
-    if not isinstance(lengths, np.ndarray) or lengths.ndim != 1 or not lengths.size or lengths.dtype.kind not in "iu":
-        raise ValueError(f"{str(file)!r} has to hold a list of integers, at least one, and nothing else")
-    if lengths.min() < 1:
-        index = int(np.argmin(lengths))
-        raise ValueError(f"{str(file)!r}: document {index} has length {lengths[index]}; the least is 1 token")
-    return lengths.astype(np.int64)
 
 
 def _from_text(options: argparse.Namespace, rest: Sequence[str]) -> _Subject:

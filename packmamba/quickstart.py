@@ -17,6 +17,7 @@ from rich.table import Table
 from packmamba.bench.environment import describe_environment
 from packmamba.bench.modes import cut
 from packmamba.bench.plots import import_pyplot, plot_loss, plot_throughput
+from packmamba.bench.report import positive
 from packmamba.bench.throughput import MODES, Comparison, ModeResult
 from packmamba.callbacks import LastCheckpoint
 from packmamba.data import PackedDataModule
@@ -70,19 +71,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--config", default="configs/quickstart.yaml", help="what to train (default: %(default)s)")
     parser.add_argument(
-        "--documents", type=_positive, default=64, help="documents to compare the three ways on (default: %(default)s)"
+        "--documents", type=positive, default=64, help="documents to compare the three ways on (default: %(default)s)"
     )
     parser.add_argument(
-        "--repeats", type=_positive, default=3, help="timed passes over them, after a warm-up (default: %(default)s)"
+        "--repeats", type=positive, default=3, help="timed passes over them, after a warm-up (default: %(default)s)"
     )
     arguments, arguments.overrides = parser.parse_known_args(argv)
     return arguments
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def _log_folder(cli: PackmambaCLI) -> Path:

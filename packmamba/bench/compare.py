@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
-import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -25,10 +24,11 @@ import torch
 
 from packmamba.bench.breakdown import break_down, trace
 from packmamba.bench.compare_cases import expand_modes, load_lengths, load_model, make_documents, needs_capacity
-from packmamba.bench.compare_tables import Row, breakdown_table, markdown, table
+from packmamba.bench.compare_tables import CASE, MODEL, Row, breakdown_table, markdown, table
 from packmamba.bench.environment import describe_environment
-from packmamba.bench.modes import PACKING_STRATEGIES, Mode, make_batches
+from packmamba.bench.modes import PACKING_STRATEGIES, Mode, make_batches, require_fit
 from packmamba.bench.peers import why_missing
+from packmamba.bench.report import positive, write_report
 from packmamba.bench.throughput import Comparison, Precision, Trainee
 from packmamba.config import ModelConfig, Recompute
 from packmamba.data.lengths import DISTRIBUTIONS
@@ -93,7 +93,7 @@ class Sweep:
                 }
                 for i, capacity in enumerate(options.capacity):
                     modes = [mode for mode in self.modes if i == 0 or needs_capacity(mode)]
-                    make_batches(Mode("single"), texts, capacity)  # raises where a document does not fit
+                    require_fit(texts, capacity)
                     yield common | {"capacity": capacity}, config, texts, capacity, modes
 
     @property
@@ -102,9 +102,9 @@ class Sweep:
         return (self.options.repeats + 1) * sum(ready)
 
     def run(self, on_pass: Callable[[str], None]) -> None:
-        losses: dict[str, float | None] = {}
+        losses: dict[tuple[Any, ...], float | None] = {}
         for common, config, documents, capacity, modes in self.cases:
-            same = json.dumps({key: common[key] for key in ("model", "layer_pattern", "lengths", "mean_length")})
+            same = tuple(common[name] for name in CASE if name != "recompute")
             comparison = Comparison(
                 config,
                 documents,
@@ -130,7 +130,7 @@ class Sweep:
         """The breakdown of a packed step, once for each model."""
         seen = set()
         for common, config, documents, capacity, _ in self.cases:
-            key = (common["model"], common["layer_pattern"], common["recompute"])
+            key = tuple(common[name] for name in MODEL)
             if key in seen:
                 continue
             seen.add(key)
@@ -147,15 +147,11 @@ class Sweep:
             self.write()
 
     def write(self) -> None:
-        """The results so far, in one step, so that an interrupt leaves a whole file."""
+        """The results so far."""
         self.report["results"] = [
             common | result.to_dict() for common, comparison in self._comparisons for result in comparison.results
         ]
-        path = self.options.output / "compare.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps(self.report, indent=2) + "\n")
-        partial.replace(path)
+        write_report(self.options.output / "compare.json", self.report)
 
 
 @contextmanager
@@ -194,21 +190,19 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--modes", nargs="+", default=list(DEFAULT_MODES), help=f"ways to train (default: {' '.join(DEFAULT_MODES)})"
     )
-    parser.add_argument("--capacity", nargs="+", type=_positive, help=f"tokens of a pack {default('capacity')}")
+    parser.add_argument("--capacity", nargs="+", type=positive, help=f"tokens of a pack {default('capacity')}")
     parser.add_argument(
-        "--batch-sizes", nargs="+", type=_positive, help=f"rows of a padded batch {default('batch_sizes')}"
+        "--batch-sizes", nargs="+", type=positive, help=f"rows of a padded batch {default('batch_sizes')}"
     )
     parser.add_argument(
         "--lengths", nargs="+", default=["lognormal"],
         help="distributions, histograms (.json, .csv), arrays of lengths (.npy) or training configurations (.yaml), "
         "whose documents are loaded (default: lognormal)",
     )  # fmt: skip
-    parser.add_argument(
-        "--mean-length", nargs="+", type=_positive, help="stretch the lengths to these means, in tokens"
-    )
-    parser.add_argument("--tokens", type=_positive, help=f"real tokens of a pass, about {default('tokens')}")
+    parser.add_argument("--mean-length", nargs="+", type=positive, help="stretch the lengths to these means, in tokens")
+    parser.add_argument("--tokens", type=positive, help=f"real tokens of a pass, about {default('tokens')}")
     parser.add_argument("--precision", choices=get_args(Precision), help=default("precision"))
-    parser.add_argument("--repeats", type=_positive, default=3, help="timed passes of each mode (default: 3)")
+    parser.add_argument("--repeats", type=positive, default=3, help="timed passes of each mode (default: 3)")
     parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where there is one")
     parser.add_argument("--profile", action="store_true", help="time and memory of a packed step by kind of layer too")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="a Chrome trace of a packed step too")
@@ -221,12 +215,6 @@ def _parser() -> argparse.ArgumentParser:
 
 def _text(value: Any) -> str:
     return " ".join(map(str, value)) if isinstance(value, list) else str(value)
-
-
-def _positive(text: str) -> int:
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -13,7 +13,7 @@ import numpy as np
 
 from packmamba.bench.modes import PACKING_STRATEGIES, Mode, parse_mode
 from packmamba.config import PRESETS, ModelConfig
-from packmamba.data.lengths import DISTRIBUTIONS, read_histogram, sample_lengths
+from packmamba.data.lengths import DISTRIBUTIONS, read_lengths, sample_histogram, sample_lengths
 
 
 def load_model(name: str, layer_pattern: str | None = None, recompute: str | None = None) -> ModelConfig:
@@ -76,13 +76,10 @@ def _drawing_from(source: str, seed: int) -> Callable[[int], np.ndarray]:
     if source in DISTRIBUTIONS:
         return lambda count: sample_lengths(source, num_documents=count, seed=seed)
     if source.endswith(".npy"):
-        known = np.load(source)
-        if known.ndim != 1 or not np.issubdtype(known.dtype, np.integer) or known.size == 0 or known.min() < 1:
-            raise ValueError(f"{source} must hold lengths of documents, whole numbers of at least 1, in one dimension")
+        known = read_lengths(Path(source))
         return lambda count: np.random.default_rng(seed).choice(known, count)
     if source.endswith((".json", ".csv")):
-        values, counts = read_histogram(source)
-        return lambda count: np.random.default_rng(seed).choice(values, count, p=counts / counts.sum())
+        return lambda count: sample_histogram(source, num_documents=count, seed=seed)
     if source.endswith((".yaml", ".yml")):
         known = _lengths_of_data(source)
         return lambda count: np.random.default_rng(seed).choice(known, count)

@@ -6,12 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from packmamba.bench.compare_tables import CASE, MODEL, Row
 from packmamba.bench.plots import COLOURS, import_pyplot
-
-Row = dict[str, Any]
-
-CASE = ("model", "layer_pattern", "recompute", "lengths", "mean_length")
-"""What rows of one comparison have in common, beside the capacity."""
 
 
 def draw_all(rows: Sequence[Row], shares: Sequence[Row], folder: Path, device: str) -> list[Path]:
@@ -30,36 +26,62 @@ def draw_all(rows: Sequence[Row], shares: Sequence[Row], folder: Path, device: s
 
 def bars(rows: Sequence[Row], png: Path, device: str) -> Path:
     """Real tokens a second; the bar is the median, the whisker runs from the slowest pass to the fastest."""
-    plt = import_pyplot()
-    figure, axes = plt.subplots(figsize=(8, 1.2 + 0.34 * len(rows)), constrained_layout=True)
     medians = [row["tokens_per_second"] for row in rows]
-    whiskers = [
-        [median - row["num_tokens"] / max(row["seconds"]) for median, row in zip(medians, rows, strict=True)],
-        [row["num_tokens"] / min(row["seconds"]) - median for median, row in zip(medians, rows, strict=True)],
-    ]
-    labels = [f"{_label(row, rows)} ({row['padding_fraction']:.0%} padding)" for row in rows]
-    places = range(len(rows))
-    drawn = axes.barh(places, medians, xerr=whiskers, capsize=3, color=[_colour(row) for row in rows], height=0.7)
-    axes.bar_label(drawn, [f"{median:,.0f}" for median in medians], padding=4, fontsize=8)
-    axes.set_yticks(places, labels, fontsize=8)
-    axes.invert_yaxis()
-    axes.set_xlim(0, 1.18 * max(row["num_tokens"] / min(row["seconds"]) for row in rows))
-    axes.set(xlabel="real tokens per second, whole training steps", title=_title(rows, device))
-    axes.spines[["top", "right"]].set_visible(False)
-    return _save(plt, figure, png)
+    fastest = [row["num_tokens"] / min(row["seconds"]) for row in rows]
+    slowest = [row["num_tokens"] / max(row["seconds"]) for row in rows]
+    return _horizontal_bars(
+        rows,
+        medians,
+        png,
+        labels=[f"{_label(row, rows)} ({row['padding_fraction']:.0%} padding)" for row in rows],
+        numbers=[f"{median:,.0f}" for median in medians],
+        limit=1.18 * max(fastest),
+        xlabel="real tokens per second, whole training steps",
+        title=_title(rows, device),
+        xerr=[
+            [median - low for median, low in zip(medians, slowest, strict=True)],
+            [high - median for median, high in zip(medians, fastest, strict=True)],
+        ],
+        capsize=3,
+    )
 
 
 def memory(rows: Sequence[Row], png: Path, device: str) -> Path:
     """What a forward keeps for its backward, for each real token of the largest batch."""
+    kept = [row["activation_bytes_per_token"] / 1024 for row in rows]
+    return _horizontal_bars(
+        rows,
+        kept,
+        png,
+        labels=[_label(row, rows) for row in rows],
+        numbers=[f"{value:,.1f}" for value in kept],
+        limit=1.15 * max(kept),
+        xlabel="KiB of activations for each real token",
+        title=_title(rows, device),
+    )
+
+
+def _horizontal_bars(
+    rows: Sequence[Row],
+    values: Sequence[float],
+    png: Path,
+    *,
+    labels: Sequence[str],
+    numbers: Sequence[str],
+    limit: float,
+    xlabel: str,
+    title: str,
+    **style: Any,
+) -> Path:
+    """A bar for each row, its number at its end."""
     plt = import_pyplot()
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.34 * len(rows)), constrained_layout=True)
-    kept = [row["activation_bytes_per_token"] / 1024 for row in rows]
-    drawn = axes.barh(range(len(rows)), kept, color=[_colour(row) for row in rows], height=0.7)
-    axes.bar_label(drawn, [f"{value:,.1f}" for value in kept], padding=4, fontsize=8)
-    axes.set_yticks(range(len(rows)), [_label(row, rows) for row in rows], fontsize=8)
+    drawn = axes.barh(range(len(rows)), values, color=[_colour(row) for row in rows], height=0.7, **style)
+    axes.bar_label(drawn, numbers, padding=4, fontsize=8)
+    axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.invert_yaxis()
-    axes.set_xlim(0, 1.15 * max(kept))
-    axes.set(xlabel="KiB of activations for each real token", title=_title(rows, device))
+    axes.set_xlim(0, limit)
+    axes.set(xlabel=xlabel, title=title)
     axes.spines[["top", "right"]].set_visible(False)
     return _save(plt, figure, png)
 
@@ -92,11 +114,11 @@ def against_capacity(rows: Sequence[Row], png: Path, device: str) -> Path:
 def breakdown(shares: Sequence[Row], png: Path, device: str) -> Path:
     """Milliseconds of a step by part, forward and backward beside each other, a panel for each model."""
     plt = import_pyplot()
-    cases = list(dict.fromkeys((row["model"], row["layer_pattern"], row["recompute"]) for row in shares))
+    cases = list(dict.fromkeys(tuple(row[name] for name in MODEL) for row in shares))
     height = 0.8 + 1.9 * len(cases)
     figure, grid = plt.subplots(len(cases), 1, figsize=(8, height), squeeze=False, constrained_layout=True)
     for axes, case in zip(grid[:, 0], cases, strict=True):
-        rows = [row for row in shares if (row["model"], row["layer_pattern"], row["recompute"]) == case]
+        rows = [row for row in shares if tuple(row[name] for name in MODEL) == case]
         left = {"forward": 0.0, "backward": 0.0}
         for i, row in enumerate(rows):
             for phase in left:

@@ -7,14 +7,15 @@ from typing import Any
 
 Row = dict[str, Any]
 
+MODEL = ("model", "layer_pattern", "recompute")
+"""What rows of one model have in common."""
+CASE = (*MODEL, "lengths", "mean_length")
+"""What rows of one comparison have in common, beside the capacity."""
+
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
     """Header and rows of the comparison, as texts."""
-    varying = [
-        name
-        for name in ("model", "layer_pattern", "recompute", "lengths", "mean_length", "capacity")
-        if len({row[name] for row in rows}) > 1
-    ]
+    varying = [name for name in (*CASE, "capacity") if len({row[name] for row in rows}) > 1]
     lines = [
         [
             *(name.replace("_", " ") for name in varying),
@@ -59,19 +60,18 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
 
 def _packed_of(row: Row, rows: Sequence[Row]) -> Row | None:
     """The fastest packed row of packmamba on the same model and documents."""
-    same = ("model", "layer_pattern", "recompute", "lengths", "mean_length")
     candidates = [
         other
         for other in rows
-        if other["mode"].startswith("packed") and other["status"] == "ok" and all(other[k] == row[k] for k in same)
+        if other["mode"].startswith("packed") and other["status"] == "ok" and all(other[k] == row[k] for k in CASE)
     ]
     return max(candidates, key=lambda other: other["tokens_per_second"], default=None)
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """Columns up to `mode` or `part` are aligned to the left, numbers after them to the right."""
+    """The first column, and those up to `mode` or `part`, are aligned to the left, numbers after them to the right."""
     header, *rows = lines
-    left = 1 + next(i for i, name in enumerate(header) if name in ("mode", "part"))
+    left = 1 + next((i for i, name in enumerate(header) if name in ("mode", "part")), 0)
     rule = ["---"] * left + ["---:"] * (len(header) - left)
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *rows])
 
@@ -79,7 +79,7 @@ def markdown(lines: Sequence[Sequence[str]]) -> str:
 def breakdown_table(rows: Sequence[Row]) -> list[list[str]]:
     lines = [["model", "recompute", "part", "layers", "forward", "backward", "of the step", "kept for each token"]]
     for row in rows:
-        same = [r for r in rows if all(r[k] == row[k] for k in ("model", "layer_pattern", "recompute"))]
+        same = [r for r in rows if all(r[k] == row[k] for k in MODEL)]
         total = sum(r["forward_seconds"] + r["backward_seconds"] for r in same)
         share = (row["forward_seconds"] + row["backward_seconds"]) / total
         kept = "" if row["kept_bytes"] is None else f"{row['kept_bytes'] / row['tokens'] / 1024:,.1f} KiB"

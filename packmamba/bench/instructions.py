@@ -9,7 +9,6 @@ worth of work. Needs triton (whose wheel brings the assembler), not a GPU.
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,6 +31,7 @@ from packmamba_kernels.selective_scan.kernel_backward import (
 
 from packmamba.bench.compiled import ARCHITECTURES, CompiledKernel, compile_kernel
 from packmamba.bench.environment import describe_environment
+from packmamba.bench.report import write_report
 
 SCAN_KERNELS = {
     "forward": (selective_scan_fwd_kernel, scan_launch.FORWARD),
@@ -199,7 +199,6 @@ def main(argv: Sequence[str] | None = None) -> int:
             f"{row['registers']:>10} {row['resident_warps']:>9} {row['spilled_bytes']:>6} B"
         )
     if options.output:
-        options.output.parent.mkdir(parents=True, exist_ok=True)
         report = {
             "benchmark": "instructions",
             "states": options.states,
@@ -207,7 +206,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             "results": rows,
             "environment": describe_environment("cpu"),
         }
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+        write_report(options.output, report)
     return 0
 
 

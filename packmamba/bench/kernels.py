@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
-import json
 import statistics
 import sys
 import time
@@ -39,6 +38,7 @@ from packmamba.bench.kernel_cases import (
     special_functions,
     why_not,
 )
+from packmamba.bench.report import write_report
 from packmamba.data.lengths import DISTRIBUTIONS
 
 PARTS = ("forward", "backward")
@@ -354,7 +354,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
             def keep(row: dict[str, Any]) -> None:
                 report["results"].append(row)
-                _write(options.output, report)
+                write_report(options.output, report)
                 advance(render_row(row))
 
             run(
@@ -376,14 +376,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         plot(report["results"], options.png, f"{report['environment']['device']}, {options.dtype or grid['dtype']}")
         print(f"picture: {options.png}")
     return code
-
-
-def _write(path: Path, report: dict[str, Any]) -> None:
-    """Replaces the file in one step, so that an interrupt leaves a whole one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(".partial")
-    partial.write_text(json.dumps(report, indent=2) + "\n")
-    partial.replace(path)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 from packmamba.bench.environment import describe_environment
+from packmamba.bench.report import write_report
 
 _LOOKS = 32
 """How often memory is looked at."""
@@ -133,8 +134,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(f"{capacity:>8,} {workers:>7} {result['memory_bytes'] / 1e6:>5.0f} MB  {speed(result)}", flush=True)
     if options.output:
         report = {"benchmark": "loader", "results": results, "environment": describe_environment("cpu")}
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+        write_report(options.output, report)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ import torch
 import torch.nn.functional as F
 
 from packmamba.bench.environment import describe_environment
+from packmamba.bench.report import write_report
 from packmamba.model.loss import linear_cross_entropy
 
 VARIANTS = ("chunked", "whole")
@@ -101,7 +102,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             f"backward, loss {result['loss_per_token']:.6f} nats a token"
         )
     if options.output:
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+        write_report(options.output, report)
 
 
 if __name__ == "__main__":

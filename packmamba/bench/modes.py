@@ -83,6 +83,18 @@ def cut(documents: Sequence[np.ndarray], capacity: int) -> list[np.ndarray]:
     return [document[i : i + capacity] for document in documents for i in range(0, len(document), capacity)]
 
 
+def require_fit(documents: Sequence[np.ndarray], capacity: int) -> np.ndarray:
+    """The documents' lengths. Raises ValueError for a document longer than `capacity`, naming it."""
+    lengths = np.array([len(document) for document in documents])
+    if lengths.max() > capacity:
+        longest = int(lengths.argmax())
+        raise ValueError(
+            f"document {longest} has {lengths[longest]:,} tokens, more than the capacity of {capacity:,}; raise the "
+            "capacity, or cut the documents"
+        )
+    return lengths
+
+
 def make_batches(mode: Mode, documents: Sequence[np.ndarray], capacity: int) -> list[PackedBatch]:
     """One pass over the documents (token ids, at least one each).
 
@@ -91,13 +103,7 @@ def make_batches(mode: Mode, documents: Sequence[np.ndarray], capacity: int) -> 
     if mode.kind == "dense":
         assert mode.size is not None
         return _dense(documents, mode.size, capacity)
-    lengths = np.array([len(document) for document in documents])
-    if lengths.max() > capacity:
-        longest = int(lengths.argmax())
-        raise ValueError(
-            f"document {longest} has {lengths[longest]:,} tokens, more than the capacity of {capacity:,}; raise the "
-            "capacity, or cut the documents"
-        )
+    lengths = require_fit(documents, capacity)
     if mode.kind in ("packed", "single"):
         packs = pack(lengths, capacity, mode.strategy if mode.kind == "packed" else "single")
         return [_batch(documents, packs, index) for index in range(len(packs))]

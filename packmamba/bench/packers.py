@@ -9,7 +9,6 @@ timed. One thread, but for the products of `threshold_filtering`.
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import time
 import tracemalloc
@@ -20,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from packmamba.bench.environment import describe_environment
+from packmamba.bench.report import write_report
 from packmamba.data.lengths import DISTRIBUTIONS, sample_lengths
 from packmamba.data.packers import STRATEGIES, pack
 
@@ -97,8 +97,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "results": results,
             "environment": describe_environment("cpu"),
         }
-        options.output.parent.mkdir(parents=True, exist_ok=True)
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+        write_report(options.output, report)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from packmamba.bench.compare_tables import markdown
 from packmamba.bench.compare_tables import table as compare_table
 from packmamba.bench.loader import speed
 
@@ -21,10 +22,6 @@ Report = dict[str, Any]
 def compare(report: Report) -> list[list[str]]:
     rows = [row for row in report["results"] if row["status"] != "missing"]
     return compare_table(rows)
-
-
-def recompute(report: Report) -> list[list[str]]:
-    return compare_table(report["results"])
 
 
 def kernels_cpu(report: Report) -> list[list[str]]:
@@ -110,7 +107,7 @@ def instructions(report: Report) -> list[list[str]]:
 
 TABLES: dict[str, Callable[[Report], list[list[str]]]] = {
     "compare": compare,
-    "recompute": recompute,
+    "recompute": compare,
     "kernels_cpu": kernels_cpu,
     "loss_memory": loss_memory,
     "packers": packers,
@@ -136,11 +133,8 @@ def render(readme: str, results: Path) -> str:
         if name not in TABLES:
             raise ValueError(f"a README marks a table {name!r}; available: {', '.join(TABLES)}")
         report = json.loads((results / f"{name}.json").read_text())
-        header, *rows = TABLES[name](report)
-        left = 1 + (header.index("mode") if "mode" in header else 0)
-        lines = [header, ["---"] * left + ["---:"] * (len(header) - left), *rows]
-        drawn = [f"| {' | '.join(line)} |" for line in lines]
-        return "\n".join([f"<!-- table: {name} -->", *drawn, "", _where(name, report), "<!-- end -->"])
+        drawn = markdown(TABLES[name](report))
+        return "\n".join([f"<!-- table: {name} -->", drawn, "", _where(name, report), "<!-- end -->"])
 
     return re.sub(r"<!-- table: (\w+) -->.*?<!-- end -->", table, readme, flags=re.DOTALL)
 

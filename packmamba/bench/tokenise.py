@@ -9,7 +9,6 @@ first. Nothing comes from the cache: what is timed is `tokenise` into an empty f
 from __future__ import annotations
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from packmamba.bench.environment import describe_environment
+from packmamba.bench.report import write_report
 
 
 def measure(num_documents: int, workers: Sequence[int], repeats: int) -> list[dict[str, Any]]:
@@ -80,7 +80,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             "results": results,
             "environment": describe_environment("cpu"),
         }
-        options.output.write_text(json.dumps(report, indent=2) + "\n")
+        write_report(options.output, report)
 
 
 if __name__ == "__main__":

@@ -147,3 +147,24 @@ def sample_histogram(path: str | Path, *, num_documents: int, seed: int = 0) -> 
         raise ValueError(f"num_documents must be at least 1, got {num_documents}")
     lengths, counts = read_histogram(path)
     return np.random.default_rng(seed).choice(lengths, num_documents, p=counts / counts.sum())
+
+
+def read_lengths(file: Path) -> np.ndarray:
+    """The lengths in a `.npy` file or a JSON list.
+
+    Raises FileNotFoundError, or ValueError for another kind of file, or one that does not hold integers from 1 up.
+    """
+    if not file.is_file():
+        raise FileNotFoundError(f"there is no file of lengths {str(file)!r}")
+    if file.suffix not in (".npy", ".json"):
+        raise ValueError(f"lengths come as an array in a .npy file or a list in a .json file, got {str(file)!r}")
+    try:
+        lengths = np.load(file, allow_pickle=False) if file.suffix == ".npy" else np.array(json.loads(file.read_text()))
+    except (ValueError, EOFError) as error:
+        raise ValueError(f"cannot read lengths from {str(file)!r}: {error}") from error
+    if not isinstance(lengths, np.ndarray) or lengths.ndim != 1 or not lengths.size or lengths.dtype.kind not in "iu":
+        raise ValueError(f"{str(file)!r} has to hold a list of integers, at least one, and nothing else")
+    if lengths.min() < 1:
+        index = int(np.argmin(lengths))
+        raise ValueError(f"{str(file)!r}: document {index} has length {lengths[index]}; the least is 1 token")
+    return lengths.astype(np.int64)

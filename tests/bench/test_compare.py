@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import inspect
 import json
-import subprocess
 import sys
 import types
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,6 +21,7 @@ from packmamba.bench.throughput import Comparison, Trainee
 from packmamba.config import ModelConfig
 from packmamba.model import HybridLM
 from packmamba.model.mamba1 import Mamba1Mixer
+from tests.bench.bare_machine import run_on_a_bare_machine
 
 PURE = ModelConfig(layer_pattern="11", d_model=16, vocab_size=32)
 HYBRID = ModelConfig(layer_pattern="1*-1", d_model=64, vocab_size=32)
@@ -158,23 +157,12 @@ def test_bad_options_are_refused_by_name(arguments, message, capsys, tmp_path):
 
 
 def test_it_needs_torch_triton_and_numpy_only(tmp_path):
-    blocked = "rich", "matplotlib", "lightning", "datasets", "jsonargparse", "yaml"
     options = ["--models", "mamba-tiny", "--tokens", "60", "--mean-length", "20", "--capacity", "128", "--repeats", "1"]
     code = f"""
-import sys
-for name in {blocked}: sys.modules[name] = None
 from packmamba.bench import compare
 sys.exit(compare.main({[*options, "--device", "cpu", "--modes", "packed", "single", "--no-pictures"]}))
 """
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={"PYTHONPATH": f"{root}:{root / 'kernels'}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_on_a_bare_machine(code, tmp_path)
     assert done.returncode == 0, done.stderr
     assert "`single`" in done.stdout
 

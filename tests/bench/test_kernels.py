@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from packmamba.bench import kernel_cases, kernels
 from packmamba.bench.kernel_cases import Case, Implementation, bytes_moved, special_functions
+from tests.bench.bare_machine import run_on_a_bare_machine
 
 SMALL = ["--device", "cpu", "--tokens", "70", "--channels", "8", "--states", "4", "--runs", "2"]
 CONV = Case("causal_conv1d", 70, 8, None, "giant", torch.float32)
@@ -125,20 +123,9 @@ def test_a_picture_without_matplotlib_names_the_extra(capsys, monkeypatch):
 
 
 def test_it_needs_torch_triton_and_numpy_only(tmp_path):
-    blocked = "rich", "matplotlib", "lightning", "datasets", "jsonargparse"
     code = f"""
-import sys
-for name in {blocked}: sys.modules[name] = None
 from packmamba.bench import kernels
 sys.exit(kernels.main({[*SMALL, "--ops", "causal_conv1d", "--distributions", "giant"]}))
 """
-    root = Path(__file__).parents[2]
-    done = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env={"PYTHONPATH": f"{root}:{root / 'kernels'}", "OMP_NUM_THREADS": "1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = run_on_a_bare_machine(code, tmp_path)
     assert done.returncode == 0, done.stderr
