@@ -1,4 +1,4 @@
-"""The command line: `packmamba fit|validate|test|predict|quickstart|pack|tokenizer|bench|info`.
+"""The command line: `packmamba COMMAND`; `COMMANDS` lists them.
 
 Only this file is imported for `packmamba --help`; a command's own module, and torch with it, is imported when it runs.
 """
