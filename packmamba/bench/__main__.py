@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 BENCHMARKS = {
     "kernels": "time of the operators, beside their bounds and other packages' operators",
+    "host": "how long Python is busy with an operator call, forward and backward",
     "instructions": "instructions, registers and spills of the kernels, compiled for GPUs that need not be here",
     "packers": "how full each packing strategy makes its packs, beside PackMamba's padding; its time and memory",
     "loader": "tokens a second and memory of the data loader, with and without workers",
