@@ -20,11 +20,6 @@ from torch import Tensor
 
 from packmamba.packing import Packing
 
-_conv_forward = torch.ops.packmamba.causal_conv1d.default
-_conv_backward = torch.ops.packmamba.causal_conv1d_backward.default
-_scan_forward = torch.ops.packmamba.selective_scan.default
-_scan_backward = torch.ops.packmamba.selective_scan_backward.default
-
 
 def mamba1_inner(
     xz: Tensor,
@@ -60,11 +55,11 @@ class _Mamba1Inner(torch.autograd.Function):
         conv_weight, conv_bias, W_x, W_dt, dt_bias, A, D, W_out, b_out, *boundaries = inputs
         cu_seqlens, tables, conv_tables = _parts(boundaries)
         x, z = xz.chunk(2, dim=-1)
-        u, _ = _conv_forward(x, conv_weight, conv_bias, None, cu_seqlens, *conv_tables, "silu", False)
+        u, _ = conv.forward(x, conv_weight, conv_bias, None, cu_seqlens, *conv_tables, "silu", False)
         narrow = F.linear(u, W_x.to(u.dtype))  # (T, R+2N)
         dt, B, C = _split(narrow, W_dt, A)
         delta = F.linear(dt, W_dt.to(u.dtype))
-        y, _, states = _scan_forward(u, delta, A, B, C, D, z, dt_bias, None, cu_seqlens, *tables, True, False)
+        y, _, states = scan.forward(u, delta, A, B, C, D, z, dt_bias, None, cu_seqlens, *tables, True, False)
         ctx.save_for_backward(xz, narrow, states, *inputs)
         return F.linear(y, W_out.to(y.dtype), None if b_out is None else b_out.to(y.dtype))
 
@@ -75,17 +70,17 @@ class _Mamba1Inner(torch.autograd.Function):
         conv_weight, conv_bias, W_x, W_dt, dt_bias, A, D, W_out, b_out, *boundaries = inputs
         cu_seqlens, tables, conv_tables = _parts(boundaries)
         x, z = xz.chunk(2, dim=-1)
-        u, _ = _conv_forward(x, conv_weight, conv_bias, None, cu_seqlens, *conv_tables, "silu", False)
+        u, _ = conv.forward(x, conv_weight, conv_bias, None, cu_seqlens, *conv_tables, "silu", False)
         dt, B, C = _split(narrow, W_dt, A)
         delta = F.linear(dt, W_dt.to(u.dtype))
         dy = dout @ W_out.to(dout.dtype)
-        du, ddelta, dA, dB, dC, dD, dz, ddt_bias, _, y = _scan_backward(
+        du, ddelta, dA, dB, dC, dD, dz, ddt_bias, _, y = scan.backward(
             dy, None, u, delta, A, B, C, D, z, dt_bias, None, states, cu_seqlens, *tables, True, True
         )
         ddt = ddelta @ W_dt.to(u.dtype)
         dnarrow = torch.cat([ddt, dB, dC], dim=-1)
         du = du + dnarrow @ W_x.to(u.dtype)
-        dx, dconv_weight, dconv_bias, _ = _conv_backward(
+        dx, dconv_weight, dconv_bias, _ = conv.backward(
             du, None, x, conv_weight, conv_bias, None, cu_seqlens, *conv_tables, "silu"
         )
         return (

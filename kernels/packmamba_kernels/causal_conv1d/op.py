@@ -5,10 +5,13 @@ T tokens in a pack · S sequences (documents) · E channels · W width of the co
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from packmamba_kernels._dispatch import direct, unobserved
 from packmamba_kernels._triton import runs_kernel
 from packmamba_kernels.causal_conv1d import reference
 from packmamba_kernels.checks import check_bounds, check_cu_seqlens, check_schedule
@@ -65,10 +68,12 @@ def causal_conv1d(
     _check_arguments(x, weight, bias, activation, cu_seqlens, schedule, initial_states)
     if cu_seqlens is None:
         cu_seqlens = torch.arange(2, dtype=torch.int32, device=x.device) * x.shape[0]
-    tables = segment_tables(x, schedule)
-    out, final_states = _causal_conv1d(
-        x, weight, bias, initial_states, cu_seqlens, *tables, activation, return_final_states
-    )
+    inputs = (x, weight, bias, initial_states)
+    rest = (cu_seqlens, *segment_tables(x, schedule), activation, return_final_states)
+    if unobserved(inputs):
+        out, final_states = _CausalConv1d.apply(*inputs, rest)  # pyright: ignore[reportGeneralTypeIssues]
+    else:
+        out, final_states = _causal_conv1d(*inputs, *rest)
     return (out, final_states) if return_final_states else out
 
 
@@ -146,8 +151,7 @@ def _given_or_built_segments(
     return segments.start, segments.length, segments.seq
 
 
-@torch.library.custom_op("packmamba::causal_conv1d", mutates_args=())
-def _causal_conv1d(
+def _forward(
     x: Tensor,
     weight: Tensor,
     bias: Tensor | None,
@@ -169,8 +173,7 @@ def _causal_conv1d(
     return reference.forward(x, weight, bias, initial_states, cu_seqlens, activation, return_final_states)
 
 
-@torch.library.custom_op("packmamba::causal_conv1d_backward", mutates_args=())
-def _causal_conv1d_backward(
+def _backward(
     dout: Tensor,
     dfinal_states: Tensor | None,
     x: Tensor,
@@ -191,6 +194,20 @@ def _causal_conv1d_backward(
     return reference.backward(dout, dfinal_states, x, weight, bias, initial_states, cu_seqlens, activation)
 
 
+_causal_conv1d = torch.library.custom_op("packmamba::causal_conv1d", _forward, mutates_args=())
+_causal_conv1d_backward = torch.library.custom_op("packmamba::causal_conv1d_backward", _backward, mutates_args=())
+
+
+def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    """The registered forward, without a gradient."""
+    return _forward(*arguments) if direct(arguments) else _causal_conv1d(*arguments)
+
+
+def backward(*arguments: Any) -> tuple[Tensor, ...]:
+    """The registered backward."""
+    return _backward(*arguments) if direct(arguments) else _causal_conv1d_backward(*arguments)
+
+
 @_causal_conv1d.register_fake
 def _(x, weight, bias, initial_states, cu_seqlens, start, length, seq, activation, return_final_states):
     out = x.new_empty(x.shape)
@@ -205,30 +222,55 @@ def _(dout, dfinal_states, x, weight, bias, initial_states, cu_seqlens, start, l
     return x.new_empty(x.shape), weight.new_empty(weight.shape), *optional
 
 
+class _CausalConv1d(torch.autograd.Function):
+    """The registered operator's autograd, past the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        *tensors, rest = inputs
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors)
+        ctx.rest = rest
+        return _forward(*tensors, *rest)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        *boundaries, activation, return_final_states = ctx.rest
+        dout, dfinal_states = grads
+        saved = (*ctx.saved_tensors, *boundaries)
+        return *_gradients(dout, dfinal_states, saved, activation, return_final_states), None
+
+
+def _gradients(
+    dout: Tensor | None,
+    dfinal_states: Tensor | None,
+    saved: tuple[Tensor, ...],
+    activation: str | None,
+    return_final_states: bool,
+) -> tuple[Tensor | None, ...]:
+    """Of the four inputs. saved: those, cu_seqlens and the tables."""
+    if not return_final_states:
+        dfinal_states = None
+    if dout is None and dfinal_states is None:
+        return (None,) * 4
+    if dout is None:
+        dout = torch.zeros_like(saved[0])
+    grads = backward(dout, dfinal_states, *saved, activation)
+    return tuple(None if given is None else grad for given, grad in zip(saved, grads, strict=False))
+
+
 def _save_for_backward(ctx, inputs, output) -> None:
     *tensors, activation, return_final_states = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors)
-    ctx.activation, ctx.return_final_states = activation, return_final_states
+    ctx.flags = activation, return_final_states
 
 
-def _backward(ctx, dout: Tensor | None, dfinal_states: Tensor | None):
-    x, weight, bias, initial_states, *tables = ctx.saved_tensors
-    if not ctx.return_final_states:
-        dfinal_states = None
-    if dout is None and dfinal_states is None:
-        return (None,) * 10
-    if dout is None:
-        dout = torch.zeros_like(x)
-    dx, dweight, dbias, dinitial_states = _causal_conv1d_backward(
-        dout, dfinal_states, x, weight, bias, initial_states, *tables, ctx.activation
-    )
-    dbias = None if bias is None else dbias
-    dinitial_states = None if initial_states is None else dinitial_states
-    return dx, dweight, dbias, dinitial_states, *(None,) * 6
+def _registered_backward(ctx, dout: Tensor | None, dfinal_states: Tensor | None):
+    return *_gradients(dout, dfinal_states, ctx.saved_tensors, *ctx.flags), *(None,) * 6
 
 
-_causal_conv1d.register_autograd(_backward, setup_context=_save_for_backward)
+_causal_conv1d.register_autograd(_registered_backward, setup_context=_save_for_backward)
 
 
 @register_flop_formula(torch.ops.packmamba.causal_conv1d)

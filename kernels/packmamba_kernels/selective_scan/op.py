@@ -5,10 +5,13 @@ T tokens in a pack · S sequences (documents) · E channels · N states of a cha
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
+from packmamba_kernels._dispatch import direct, unobserved
 from packmamba_kernels._triton import runs_kernel
 from packmamba_kernels.checks import check_bounds
 from packmamba_kernels.schedule import CHUNK, SIZES, Schedule, build_segments
@@ -73,10 +76,12 @@ def selective_scan(
     check_arguments(u, delta, A, B, C, D, z, delta_bias, cu_seqlens, schedule, initial_states)
     if cu_seqlens is None:
         cu_seqlens = torch.arange(2, dtype=torch.int32, device=u.device) * u.shape[0]
-    tables = segment_tables(u, schedule)
-    out, final_states, _ = _selective_scan(
-        u, delta, A, B, C, D, z, delta_bias, initial_states, cu_seqlens, *tables, delta_softplus, return_final_states
-    )
+    inputs = (u, delta, A, B, C, D, z, delta_bias, initial_states)
+    rest = (cu_seqlens, *segment_tables(u, schedule), delta_softplus, return_final_states)
+    if unobserved(inputs):
+        out, final_states = _SelectiveScan.apply(*inputs, rest)  # pyright: ignore[reportGeneralTypeIssues]
+    else:
+        out, final_states, _ = _selective_scan(*inputs, *rest)
     return (out, final_states) if return_final_states else out
 
 
@@ -111,8 +116,7 @@ def _given_or_built(u: Tensor, cu_seqlens: Tensor, tables: tuple[Tensor | None, 
     return start, length, seq, cu_segments, order
 
 
-@torch.library.custom_op("packmamba::selective_scan", mutates_args=())
-def _selective_scan(
+def _forward(
     u: Tensor,
     delta: Tensor,
     A: Tensor,
@@ -145,8 +149,7 @@ def _selective_scan(
     return reference.forward(*inputs, tables, delta_softplus, return_final_states)
 
 
-@torch.library.custom_op("packmamba::selective_scan_backward", mutates_args=())
-def _selective_scan_backward(
+def _backward(
     dout: Tensor,
     dfinal_states: Tensor | None,
     u: Tensor,
@@ -182,6 +185,20 @@ def _selective_scan_backward(
     return tuple(u.new_empty(0) if grad is None else grad for grad in grads)  # pyright: ignore[reportReturnType]
 
 
+_selective_scan = torch.library.custom_op("packmamba::selective_scan", _forward, mutates_args=())
+_selective_scan_backward = torch.library.custom_op("packmamba::selective_scan_backward", _backward, mutates_args=())
+
+
+def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The registered forward, without a gradient."""
+    return _forward(*arguments) if direct(arguments) else _selective_scan(*arguments)
+
+
+def backward(*arguments: Any) -> tuple[Tensor, ...]:
+    """The registered backward."""
+    return _backward(*arguments) if direct(arguments) else _selective_scan_backward(*arguments)
+
+
 @_selective_scan.register_fake
 def _(u, delta, A, B, C, D, z, delta_bias, initial_states, cu_seqlens, *tables_and_flags):
     *tables, _, return_final_states = tables_and_flags
@@ -201,29 +218,59 @@ def _(dout, dfinal_states, u, delta, A, B, C, D, z, delta_bias, initial_states, 
     return tuple(u.new_empty(0) if given is None else given.new_empty(given.shape) for given in inputs)
 
 
+class _SelectiveScan(torch.autograd.Function):
+    """The registered operator's autograd, past the dispatcher."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> tuple[Tensor, Tensor]:
+        *tensors, rest = inputs
+        out, final_states, starts = _forward(*tensors, *rest)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*tensors, starts)
+        ctx.rest = rest
+        return out, final_states
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        *boundaries, delta_softplus, return_final_states = ctx.rest
+        dout, dfinal_states = grads
+        saved = (*ctx.saved_tensors, *boundaries)
+        return *_gradients(dout, dfinal_states, saved, delta_softplus, return_final_states), None
+
+
+def _gradients(
+    dout: Tensor | None,
+    dfinal_states: Tensor | None,
+    saved: tuple[Tensor | None, ...],
+    delta_softplus: bool,
+    return_final_states: bool,
+) -> tuple[Tensor | None, ...]:
+    """Of the nine inputs. saved: those, the states where segments begin, cu_seqlens and the tables."""
+    inputs = saved[:9]
+    if not return_final_states:
+        dfinal_states = None
+    if dout is None and dfinal_states is None:
+        return (None,) * 9
+    if dout is None:
+        assert inputs[0] is not None
+        dout = torch.zeros_like(inputs[0])
+    grads = backward(dout, dfinal_states, *saved, delta_softplus, False)
+    return tuple(None if given is None else grad for given, grad in zip(inputs, grads, strict=False))
+
+
 def _save_for_backward(ctx, inputs, output) -> None:
     *tensors, cu_seqlens, start, length, seq, cu_segments, order, delta_softplus, return_final_states = inputs
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(*tensors, output[2], cu_seqlens, start, length, seq, cu_segments, order)
     ctx.mark_non_differentiable(output[2])
-    ctx.delta_softplus, ctx.return_final_states = delta_softplus, return_final_states
+    ctx.flags = delta_softplus, return_final_states
 
 
-def _backward(ctx, dout: Tensor | None, dfinal_states: Tensor | None, _):
-    saved = ctx.saved_tensors
-    inputs = saved[:9]
-    if not ctx.return_final_states:
-        dfinal_states = None
-    if dout is None and dfinal_states is None:
-        return (None,) * 17
-    if dout is None:
-        dout = torch.zeros_like(inputs[0])
-    *grads, _ = _selective_scan_backward(dout, dfinal_states, *saved, ctx.delta_softplus, False)
-    grads = [None if given is None else grad for given, grad in zip(inputs, grads, strict=True)]
-    return *grads, *(None,) * 8
+def _registered_backward(ctx, dout: Tensor | None, dfinal_states: Tensor | None, _):
+    return *_gradients(dout, dfinal_states, ctx.saved_tensors, *ctx.flags), *(None,) * 8
 
 
-_selective_scan.register_autograd(_backward, setup_context=_save_for_backward)
+_selective_scan.register_autograd(_registered_backward, setup_context=_save_for_backward)
 
 
 @register_flop_formula(torch.ops.packmamba.selective_scan)
