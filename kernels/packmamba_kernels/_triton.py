@@ -20,6 +20,11 @@ def runs_kernel(x: Tensor) -> bool:
     return x.is_cuda or INTERPRET
 
 
+_NOTHING = nullcontext()
+
+
 def device_of(x: Tensor) -> AbstractContextManager:
     """Triton launches on the current device: makes x's the current one."""
-    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()
+    if not x.is_cuda or x.get_device() == torch.cuda.current_device():
+        return _NOTHING
+    return torch.cuda.device(x.device)

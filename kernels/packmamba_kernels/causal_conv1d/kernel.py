@@ -147,7 +147,7 @@ def causal_conv1d_fwd_kernel(
                 tl.store(final_states + o_state + j, b_f, mask=m_e)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_segments", "segments_per_program"])
 def causal_conv1d_bwd_kernel(
     dout,  # (T, E)
     dfinal_states,  # (S, E, W-1)

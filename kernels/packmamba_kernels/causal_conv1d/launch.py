@@ -11,6 +11,7 @@ from torch import Tensor
 
 from packmamba_kernels._triton import LAUNCH_OPTIONS, device_of
 from packmamba_kernels.causal_conv1d.kernel import causal_conv1d_bwd_kernel, causal_conv1d_fwd_kernel
+from packmamba_kernels.launcher import launches
 
 FORWARD = {"BE": 128, "ROWS": 8}
 BACKWARD = {"BE": 128, "ROWS": 3}
@@ -25,14 +26,22 @@ MAX_PARTIALS = 1024
 """Programs along the segments in the backward, each with one row of partial sums: a bound on that scratch."""
 
 
+def _block(config: dict[str, int], dtype: torch.dtype) -> int:
+    """Channels a program."""
+    return FP64_BE if dtype == torch.float64 else config["BE"]
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
 def launch_options(config: dict[str, int], dtype: torch.dtype, **constants: int) -> dict[str, Any]:
     """Compile-time arguments, `constants` included, and launch options of a kernel whose input has this dtype."""
-    fp64 = dtype == torch.float64
     return {
         **constants,
-        "BE": FP64_BE if fp64 else config["BE"],
+        "BE": _block(config, dtype),
         "ROWS": config["ROWS"],
-        "ACC": tl.float64 if fp64 else tl.float32,
+        "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
         "num_warps": 1,
         **LAUNCH_OPTIONS,
     }
@@ -50,32 +59,27 @@ def forward(
 ) -> tuple[Tensor, Tensor]:
     """As `reference.forward`. segments: start, length and document of each, int32 (I,)."""
     channels, width = weight.shape
+    weight, bias, initial_states = weight.contiguous(), _contiguous(bias), _contiguous(initial_states)
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     final_shape = (cu_seqlens.shape[0] - 1, channels, width - 1) if return_final_states else (0,)
     final_states = x.new_empty(final_shape)
-    options = launch_options(
-        FORWARD,
-        x.dtype,
-        W=width,
-        HAS_BIAS=bias is not None,
-        HAS_INITIAL=initial_states is not None,
-        STORE_FINAL=return_final_states,
-        SILU=activation == "silu",
-    )
-    grid = (segments[0].shape[0] * triton.cdiv(channels, options["BE"]),)
+    given = (x, weight, bias, initial_states, cu_seqlens, *segments)
+    launch = launches(given, "conv", width, channels, activation, return_final_states)
     with device_of(x):
-        causal_conv1d_fwd_kernel[grid](
-            x,
-            weight.contiguous(),
-            bias if bias is None else bias.contiguous(),
-            initial_states if initial_states is None else initial_states.contiguous(),
-            out,
-            final_states,
-            cu_seqlens,
-            *segments,
-            x.stride(0),
-            channels,
-            **options,
+        launch(
+            "forward",
+            causal_conv1d_fwd_kernel,
+            segments[0].shape[0] * triton.cdiv(channels, _block(FORWARD, x.dtype)),
+            (x, weight, bias, initial_states, out, final_states, cu_seqlens, *segments, x.stride(0), channels),
+            lambda: launch_options(
+                FORWARD,
+                x.dtype,
+                W=width,
+                HAS_BIAS=bias is not None,
+                HAS_INITIAL=initial_states is not None,
+                STORE_FINAL=return_final_states,
+                SILU=activation == "silu",
+            ),
         )
     return out, final_states
 
@@ -94,43 +98,38 @@ def backward(
     """As `reference.backward`. Each program sums its tokens' part of the filters' gradient into its own row of a
     scratch, which is then added up in a fixed order."""
     channels, width = weight.shape
-    options = launch_options(
-        BACKWARD,
-        x.dtype,
-        W=width,
-        HAS_BIAS=bias is not None,
-        HAS_INITIAL=initial_states is not None,
-        HAS_DFINAL=dfinal_states is not None,
-        SILU=activation == "silu",
-    )
     num_segments = segments[0].shape[0]
     segments_per_program = triton.cdiv(num_segments, MAX_PARTIALS)
     num_programs = triton.cdiv(num_segments, segments_per_program)
+    dout, dfinal_states = dout.contiguous(), _contiguous(dfinal_states)
+    rows, bias_row, initial = weight.contiguous(), _contiguous(bias), _contiguous(initial_states)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     dinitial_states = x.new_empty(0)
     if initial_states is not None:
         dinitial_states = torch.empty(initial_states.shape, dtype=initial_states.dtype, device=x.device)
     sum_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     partial = torch.empty(num_programs, width + 1, channels, dtype=sum_dtype, device=x.device)
+    given = (x, rows, bias_row, initial, dout, dfinal_states, cu_seqlens, *segments)
+    launch = launches(given, "conv backward", width, channels, activation)
     with device_of(x):
-        causal_conv1d_bwd_kernel[(num_programs * triton.cdiv(channels, options["BE"]),)](
-            dout.contiguous(),
-            dfinal_states if dfinal_states is None else dfinal_states.contiguous(),
-            x,
-            weight.contiguous(),
-            bias if bias is None else bias.contiguous(),
-            initial_states if initial_states is None else initial_states.contiguous(),
-            dx,
-            dinitial_states,
-            partial,
-            cu_seqlens,
-            *segments,
-            x.stride(0),
-            channels,
-            num_segments,
-            segments_per_program,
-            **options,
-        )
+        launch(
+            "backward",
+            causal_conv1d_bwd_kernel,
+            num_programs * triton.cdiv(channels, _block(BACKWARD, x.dtype)),
+            (
+                dout, dfinal_states, x, rows, bias_row, initial, dx, dinitial_states, partial, cu_seqlens, *segments,
+                x.stride(0), channels, num_segments, segments_per_program,
+            ),
+            lambda: launch_options(
+                BACKWARD,
+                x.dtype,
+                W=width,
+                HAS_BIAS=bias is not None,
+                HAS_INITIAL=initial is not None,
+                HAS_DFINAL=dfinal_states is not None,
+                SILU=activation == "silu",
+            ),
+        )  # fmt: skip
     sums = partial.sum(0)  # (W+1, E)
     dweight = torch.empty(weight.shape, dtype=weight.dtype, device=x.device).copy_(sums[:width].T)
     dbias = x.new_empty(0)

@@ -13,7 +13,8 @@ import torch
 import triton
 from torch import Tensor
 
-from packmamba_kernels._triton import LAUNCH_OPTIONS, device_of
+from packmamba_kernels._triton import device_of
+from packmamba_kernels.launcher import Launches, launches
 from packmamba_kernels.schedule import CHUNK
 from packmamba_kernels.selective_scan.kernel import (
     fold_states_kernel,
@@ -78,23 +79,27 @@ def forward(
     out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
     links = A2.new_empty(num_links, *A2.shape)
     final = A2.new_empty((num_seqs, *A2.shape) if return_final_states else 0)
-    shape = _shape(u, B, num_states, FORWARD[num_states])
+    shape = _shape(A.shape[0], B.shape[1], num_states, False)
     flags = {"HAS_BIAS": delta_bias is not None, "SOFTPLUS": delta_softplus}
+    given = (u, delta, B, C, D, z, delta_bias, initial, *tables)
+    launch = launches(given, "scan", num_states, *shape.sizes, delta_softplus, num_links > 0, return_final_states)
     with device_of(u):
         if num_links > 0:
             elapsed = A2.new_empty(num_links, A2.shape[1])
-            _launch(
-                segment_states_kernel, num_links * shape.blocks,
-                u, delta, B, A2, delta_bias, links, elapsed, *tables,
-                u.stride(0), delta.stride(0), *shape.sizes, **shape.options, **flags,
+            launch(
+                "segment_states", segment_states_kernel, num_links * shape.blocks,
+                (u, delta, B, A2, delta_bias, links, elapsed, *tables, u.stride(0), delta.stride(0), *shape.sizes),
+                lambda: shape.options | flags,
             )  # fmt: skip
-            _fold(A2, initial, links, elapsed, tables, reverse=False)
-        _launch(
-            selective_scan_fwd_kernel, _num_segments(tables) * shape.blocks,
-            u, delta, z, B, C, A2, D, delta_bias, initial, links, out, final, *tables, num_seqs,
-            u.stride(0), delta.stride(0), _stride(z), *shape.sizes, **shape.options, **flags,
-            HAS_D=D is not None, HAS_Z=z is not None, HAS_INITIAL=initial is not None, HAS_LINKS=num_links > 0,
-            STORE_FINAL=return_final_states,
+            _fold(launch, A2, initial, links, elapsed, tables, reverse=False)
+        launch(
+            "forward", selective_scan_fwd_kernel, _num_segments(tables) * shape.blocks,
+            (u, delta, z, B, C, A2, D, delta_bias, initial, links, out, final, *tables, num_seqs,
+             u.stride(0), delta.stride(0), _stride(z), *shape.sizes),
+            lambda: shape.options | flags | {
+                "HAS_D": D is not None, "HAS_Z": z is not None, "HAS_INITIAL": initial is not None,
+                "HAS_LINKS": num_links > 0, "STORE_FINAL": return_final_states,
+            },
         )  # fmt: skip
     return out, final.mT.contiguous() if return_final_states else final, links
 
@@ -124,7 +129,7 @@ def backward(
     u, delta, z = _rows(u), _rows(delta), _rows(z)
     A2, B_rows, C_rows = _decay_rates(A), _matrix(B), _matrix(C)
     D_row, bias_row, initial, dfinal = _vector(D), _vector(delta_bias), _states(initial_states), _states(dfinal_states)
-    shape = _shape(u, B_rows, num_states, BACKWARD[num_states])
+    shape = _shape(channels, B_rows.shape[1], num_states, True)
     num_programs = max(1, min(num_segments, PARTIAL_SUMS // (num_states * channels)))
 
     du, ddelta = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (u, delta))
@@ -141,35 +146,41 @@ def backward(
     dlinks = torch.empty_like(links)
 
     flags = {"HAS_Z": z is not None, "HAS_BIAS": delta_bias is not None, "SOFTPLUS": delta_softplus}
-    sweep = {**shape.options, **flags, "HAS_D": D is not None, "HAS_INITIAL": initial is not None}
-    sweep["HAS_LINKS"] = num_links > 0
+    sweep = {"HAS_D": D is not None, "HAS_INITIAL": initial is not None, "HAS_LINKS": num_links > 0}
     strides = (u.stride(0), delta.stride(0), _stride(z))
     counts = (num_seqs, num_programs, num_tokens)
     architecture = _architecture(u.device) if u.is_cuda else 0
+    given = (dout, dfinal, u, delta, B_rows, C_rows, D_row, z, bias_row, initial, links, *tables)
+    launch = launches(
+        given, "scan backward", num_states, *shape.sizes, delta_softplus, num_links > 0, return_out, B.dtype, C.dtype
+    )
     with device_of(u):
-        _launch(
-            forward_sweep_kernel, num_programs * shape.blocks,
-            dout, u, delta, z, B_rows, C_rows, A2, D_row, bias_row, initial, links,
-            inflow, chunk_states, chunk_steps, final, out, dz, dC_parts, dA_parts, dD_parts,
-            *tables, *counts, *strides, *shape.sizes, **sweep, STORE_FINAL=dfinal is not None,
-            STORE_OUT=return_out, **register_cap(architecture, num_states, "forward_sweep"),
+        launch(
+            "forward_sweep", forward_sweep_kernel, num_programs * shape.blocks,
+            (dout, u, delta, z, B_rows, C_rows, A2, D_row, bias_row, initial, links,
+             inflow, chunk_states, chunk_steps, final, out, dz, dC_parts, dA_parts, dD_parts,
+             *tables, *counts, *strides, *shape.sizes),
+            lambda: shape.options | flags | sweep | register_cap(architecture, num_states, "forward_sweep")
+            | {"STORE_FINAL": dfinal is not None, "STORE_OUT": return_out},
         )  # fmt: skip
         if num_links > 0:
             elapsed = A2.new_empty(num_links, channels)
-            _launch(
-                segment_grads_kernel, num_links * shape.blocks,
-                dout, delta, z, C_rows, A2, bias_row, dlinks, elapsed, *tables,
-                delta.stride(0), _stride(z), *shape.sizes, **shape.options, **flags,
+            launch(
+                "segment_grads", segment_grads_kernel, num_links * shape.blocks,
+                (dout, delta, z, C_rows, A2, bias_row, dlinks, elapsed, *tables,
+                 delta.stride(0), _stride(z), *shape.sizes),
+                lambda: shape.options | flags,
             )  # fmt: skip
-            _fold(A2, dfinal, dlinks, elapsed, tables, reverse=True)
-        _launch(
-            reverse_sweep_kernel, num_programs * shape.blocks,
-            dout, u, delta, z, B_rows, C_rows, A2, D_row, bias_row, links, dlinks, dfinal,
-            inflow, chunk_states, chunk_steps, final, du, ddelta, dB_parts, dA_parts, dbias_parts, dinitial,
-            *tables, *counts, *strides, *shape.sizes, **sweep, HAS_DFINAL=dfinal is not None,
-            **register_cap(architecture, num_states, "reverse_sweep"),
+            _fold(launch, A2, dfinal, dlinks, elapsed, tables, reverse=True)
+        launch(
+            "reverse_sweep", reverse_sweep_kernel, num_programs * shape.blocks,
+            (dout, u, delta, z, B_rows, C_rows, A2, D_row, bias_row, links, dlinks, dfinal,
+             inflow, chunk_states, chunk_steps, final, du, ddelta, dB_parts, dA_parts, dbias_parts, dinitial,
+             *tables, *counts, *strides, *shape.sizes),
+            lambda: shape.options | flags | sweep | register_cap(architecture, num_states, "reverse_sweep")
+            | {"HAS_DFINAL": dfinal is not None},
         )  # fmt: skip
-        dB, dC = _sum_blocks(dB_parts, B), _sum_blocks(dC_parts, C)
+        dB, dC = _sum_blocks(launch, "dB", dB_parts, B), _sum_blocks(launch, "dC", dC_parts, C)
     return (
         du,
         ddelta,
@@ -184,32 +195,31 @@ def backward(
     )
 
 
-def _fold(A2: Tensor, ends: Tensor | None, links: Tensor, elapsed: Tensor, tables: Tables, *, reverse: bool) -> None:
+def _fold(
+    launch: Launches, A2: Tensor, ends: Tensor | None, links: Tensor, elapsed: Tensor, tables: Tables, *, reverse: bool
+) -> None:
     """Along every document, in place: `links` from what each segment adds to what passes."""
     num_states, channels = A2.shape
     tile = FORWARD[num_states]
     _, _, seq, cu_segments, order = tables
-    _launch(
-        fold_states_kernel, links.shape[0] * triton.cdiv(channels, tile.BE),
-        A2, ends, links, elapsed, seq, cu_segments, order, channels,
-        N=num_states, BE=tile.BE, RUN=tile.RUN, HAS_ENDS=ends is not None, REVERSE=reverse,
+    launch(
+        "fold_states", fold_states_kernel, links.shape[0] * triton.cdiv(channels, tile.BE),
+        (A2, ends, links, elapsed, seq, cu_segments, order, channels),
+        lambda: {"N": num_states, "BE": tile.BE, "RUN": tile.RUN, "HAS_ENDS": ends is not None, "REVERSE": reverse,
+                 "num_warps": 1},
     )  # fmt: skip
 
 
-def _sum_blocks(parts: Tensor, like: Tensor) -> Tensor:
+def _sum_blocks(launch: Launches, name: str, parts: Tensor, like: Tensor) -> Tensor:
     """dB or dC in the shape and dtype of `like`, from each channel block's part."""
     blocks, num_tokens, num_states = parts.shape
     groups = 1 if like.ndim == 2 else like.shape[1]
     rows = max(1, 1024 // num_states)
     out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
     programs = groups * triton.cdiv(num_tokens, rows)
-    counts = (num_tokens, groups, blocks // groups)
-    _launch(sum_blocks_kernel, programs, parts, out, *counts, N=num_states, ROWS=rows, num_warps=4)
+    arguments = (parts, out, num_tokens, groups, blocks // groups)
+    launch(name, sum_blocks_kernel, programs, arguments, lambda: {"N": num_states, "ROWS": rows, "num_warps": 4})
     return out
-
-
-def _launch(kernel: Any, programs: int, *arguments: Any, num_warps: int = 1, **constants: Any) -> None:
-    kernel[(programs,)](*arguments, **constants, num_warps=num_warps, **LAUNCH_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -222,9 +232,9 @@ class _Shape:
     """N, and how a program takes channels."""
 
 
-def _shape(u: Tensor, B: Tensor, num_states: int, tile: Tile) -> _Shape:
-    channels, groups = u.shape[1], B.shape[1]
-    width = channels // groups
+@cache
+def _shape(channels: int, groups: int, num_states: int, backward: bool) -> _Shape:
+    tile, width = (BACKWARD if backward else FORWARD)[num_states], channels // groups
     options = {
         "N": num_states,
         "BE": tile.BE,
