@@ -78,6 +78,13 @@ def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
     return {name: value.requires_grad_() for name, value in inputs.items()}
 
 
+def outputs_and_gradients(call: Call, inputs: Inputs, dout: Tensor) -> dict[str, Tensor]:
+    """`out`, and the gradient of each input x of Σ dout · out as `dx`."""
+    out = call(inputs)
+    gradients = torch.autograd.grad(out, list(inputs.values()), dout)
+    return {"out": out.detach()} | {f"d{name}": g for name, g in zip(inputs, gradients, strict=True)}
+
+
 # --- implementations ------------------------------------------------------------------------------------------------
 
 

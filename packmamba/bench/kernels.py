@@ -35,6 +35,7 @@ from packmamba.bench.kernel_cases import (
     bytes_moved,
     make_inputs,
     naive,
+    outputs_and_gradients,
     special_functions,
     why_not,
 )
@@ -66,8 +67,8 @@ def check(name: str, case: Case, device: torch.device) -> None:
     inputs = make_inputs(small, device, seed=0)
     exact = {key: value.detach().cpu().float().requires_grad_() for key, value in inputs.items()}
     dout = torch.randn(small.tokens, small.channels, generator=torch.Generator().manual_seed(1)).to(small.dtype)
-    expected = _results(naive(small, packing), exact, dout.float())
-    actual = _results(implementation.build(small, packing.to(device)), inputs, dout.to(device))
+    expected = outputs_and_gradients(naive(small, packing), exact, dout.float())
+    actual = outputs_and_gradients(implementation.build(small, packing.to(device)), inputs, dout.to(device))
     for result, reference in expected.items():
         error = float((actual[result].cpu().float() - reference).norm() / reference.norm())
         if not error <= TOLERANCE[case.dtype]:
@@ -75,12 +76,6 @@ def check(name: str, case: Case, device: torch.device) -> None:
                 f"{name} differs from the definition in {result} of {small}: "
                 f"RMS error {error:.1e}, allowed {TOLERANCE[case.dtype]:.0e}"
             )
-
-
-def _results(call: Call, inputs: Inputs, dout: Tensor) -> dict[str, Tensor]:
-    out = call(inputs)
-    gradients = torch.autograd.grad(out, list(inputs.values()), dout)
-    return {"out": out.detach()} | {f"d{name}": g for name, g in zip(inputs, gradients, strict=True)}
 
 
 def measure(name: str, case: Case, part: str, device: torch.device, runs: int) -> list[float]:
