@@ -38,6 +38,7 @@ bench: install
 	$(BIN)/packmamba bench loader --output bench/results/loader.json
 	$(BIN)/packmamba bench tokenise --documents 20000 --workers 0 2 --output bench/results/tokenise.json
 	$(BIN)/packmamba bench instructions --output bench/results/instructions.json
+	$(BIN)/packmamba bench accuracy --output bench/results/accuracy.json
 
 readme-tables: install
 	$(BIN)/python -m packmamba.bench.readme_tables

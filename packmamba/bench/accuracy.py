@@ -117,7 +117,7 @@ def _medians(case: Case, inputs: Mapping[str, Tensor]) -> Row:
         return {"median_step": None, "median_exponent": None}
     step = F.softplus(inputs["delta"].float() + inputs["delta_bias"])[:4096]
     exponent = step[..., None] * inputs["A"].abs()
-    return {"median_step": float(step.median()), "median_exponent": float(exponent.median())}
+    return {"median_step": _four_digits(step.median()), "median_exponent": _four_digits(exponent.median())}
 
 
 def errors(expected: Results, actual: Mapping[str, Tensor]) -> dict[str, dict[str, float | None]]:
@@ -130,10 +130,14 @@ def errors(expected: Results, actual: Mapping[str, Tensor]) -> dict[str, dict[st
         error = (value - reference) / scale
         finite = bool(value.isfinite().all())
         result[name] = {
-            "rms": float(error.square().mean().sqrt()) if finite else None,
-            "max": float(error.abs().max()) if finite else None,
+            "rms": _four_digits(error.square().mean().sqrt()) if finite else None,
+            "max": _four_digits(error.abs().max()) if finite else None,
         }
     return result
+
+
+def _four_digits(x: Tensor) -> float:
+    return float(f"{float(x):.3e}")
 
 
 def run(implementation: str, cases: Sequence[Case]) -> Iterator[Row]:
@@ -181,12 +185,12 @@ def cases_of(implementation: str, options: argparse.Namespace) -> list[Case]:
 
 COLUMNS = {
     "out": ("out",),
-    "du, dx": ("du", "dx"),
+    "du, dz, dx": ("du", "dz", "dx"),
     "ddelta": ("ddelta",),
     "dA": ("dA",),
     "dB": ("dB",),
     "dC": ("dC",),
-    "others": ("dD", "dz", "ddelta_bias", "dweight", "dbias"),
+    "other parameters": ("dD", "ddelta_bias", "dweight", "dbias"),
 }
 """Of the table, by title: the outputs and gradients whose worst error stands there."""
 
@@ -227,10 +231,7 @@ def table(report: Row) -> list[list[str]]:
 
 
 def _decay(rows: Sequence[Row]) -> list[str]:
-    return [
-        "" if rows[0]["steps"] is None else f"{rows[0][key]:.1g}".replace("e+01", "0")
-        for key in ("median_step", "median_exponent")
-    ]
+    return ["" if rows[0]["steps"] is None else f"{rows[0][key]:.2g}" for key in ("median_step", "median_exponent")]
 
 
 def _cells(rows: Sequence[Row], key: str) -> list[str]:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from packmamba.bench.accuracy import table as accuracy
 from packmamba.bench.compare_tables import markdown
 from packmamba.bench.compare_tables import table as compare_table
 from packmamba.bench.loader import speed
@@ -114,6 +115,7 @@ TABLES: dict[str, Callable[[Report], list[list[str]]]] = {
     "loader": loader,
     "tokenise": tokenise,
     "instructions": instructions,
+    "accuracy": accuracy,
 }
 """Tables by name; each is drawn from bench/results/NAME.json."""
 
