@@ -5,11 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import triton
 import triton.language as tl
 from torch import Tensor
 
-from packmamba_kernels._triton import LAUNCH_OPTIONS, device_of
+from packmamba_kernels._triton import LAUNCH_OPTIONS, cdiv, device_of
 from packmamba_kernels.causal_conv1d.kernel import causal_conv1d_bwd_kernel, causal_conv1d_fwd_kernel
 from packmamba_kernels.launcher import launches
 
@@ -69,7 +68,7 @@ def forward(
         launch(
             "forward",
             causal_conv1d_fwd_kernel,
-            segments[0].shape[0] * triton.cdiv(channels, _block(FORWARD, x.dtype)),
+            segments[0].shape[0] * cdiv(channels, _block(FORWARD, x.dtype)),
             (x, weight, bias, initial_states, out, final_states, cu_seqlens, *segments, x.stride(0), channels),
             lambda: launch_options(
                 FORWARD,
@@ -99,8 +98,8 @@ def backward(
     scratch, which is then added up in a fixed order."""
     channels, width = weight.shape
     num_segments = segments[0].shape[0]
-    segments_per_program = triton.cdiv(num_segments, MAX_PARTIALS)
-    num_programs = triton.cdiv(num_segments, segments_per_program)
+    segments_per_program = cdiv(num_segments, MAX_PARTIALS)
+    num_programs = cdiv(num_segments, segments_per_program)
     dout, dfinal_states = dout.contiguous(), _contiguous(dfinal_states)
     rows, bias_row, initial = weight.contiguous(), _contiguous(bias), _contiguous(initial_states)
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
@@ -115,7 +114,7 @@ def backward(
         launch(
             "backward",
             causal_conv1d_bwd_kernel,
-            num_programs * triton.cdiv(channels, _block(BACKWARD, x.dtype)),
+            num_programs * cdiv(channels, _block(BACKWARD, x.dtype)),
             (
                 dout, dfinal_states, x, rows, bias_row, initial, dx, dinitial_states, partial, cu_seqlens, *segments,
                 x.stride(0), channels, num_segments, segments_per_program,

@@ -10,10 +10,9 @@ from functools import cache
 from typing import Any
 
 import torch
-import triton
 from torch import Tensor
 
-from packmamba_kernels._triton import device_of
+from packmamba_kernels._triton import cdiv, device_of
 from packmamba_kernels.launcher import Launches, launches
 from packmamba_kernels.schedule import CHUNK
 from packmamba_kernels.selective_scan.kernel import (
@@ -203,7 +202,7 @@ def _fold(
     tile = FORWARD[num_states]
     _, _, seq, cu_segments, order = tables
     launch(
-        "fold_states", fold_states_kernel, links.shape[0] * triton.cdiv(channels, tile.BE),
+        "fold_states", fold_states_kernel, links.shape[0] * cdiv(channels, tile.BE),
         (A2, ends, links, elapsed, seq, cu_segments, order, channels),
         lambda: {"N": num_states, "BE": tile.BE, "RUN": tile.RUN, "HAS_ENDS": ends is not None, "REVERSE": reverse,
                  "num_warps": 1},
@@ -216,7 +215,7 @@ def _sum_blocks(launch: Launches, name: str, parts: Tensor, like: Tensor) -> Ten
     groups = 1 if like.ndim == 2 else like.shape[1]
     rows = max(1, 1024 // num_states)
     out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-    programs = groups * triton.cdiv(num_tokens, rows)
+    programs = groups * cdiv(num_tokens, rows)
     arguments = (parts, out, num_tokens, groups, blocks // groups)
     launch(name, sum_blocks_kernel, programs, arguments, lambda: {"N": num_states, "ROWS": rows, "num_warps": 4})
     return out
@@ -242,7 +241,7 @@ def _shape(channels: int, groups: int, num_states: int, backward: bool) -> _Shap
         "EVEN": width % tile.BE == 0,
         "num_warps": tile.num_warps,
     }
-    return _Shape(groups * triton.cdiv(width, tile.BE), (channels, width, groups), options)
+    return _Shape(groups * cdiv(width, tile.BE), (channels, width, groups), options)
 
 
 @cache
