@@ -71,6 +71,12 @@ def operators(size: Size, device: torch.device) -> dict[str, tuple[Call, list[Te
     mixer |= {"dt_bias": leaf(channels), "A": leaf(channels, STATES), "D": leaf(channels)}
     mixer |= {"out_proj_weight": leaf(channels // 2, channels)}
 
+    nothing = {name: value.detach().clone().requires_grad_() for name, value in scan.items()}
+    outputs = {name: value.detach().clone() for name, value in scan.items()}
+
+    def call_nothing() -> Tensor:
+        return _Nothing.apply(*nothing.values(), tuple(outputs.values()))  # pyright: ignore[reportReturnType]
+
     def call_conv() -> Tensor:
         out = causal_conv1d(**conv, activation="silu", **documents)
         assert isinstance(out, Tensor)
@@ -85,10 +91,27 @@ def operators(size: Size, device: torch.device) -> dict[str, tuple[Call, list[Te
         return mamba1_inner(**mixer, out_proj_bias=None, packing=packing)
 
     return {
+        "autograd alone": (call_nothing, list(nothing.values())),
         "causal_conv1d": (call_conv, list(conv.values())),
         "selective_scan": (call_scan, list(scan.values())),
         "mamba1_inner": (call_mixer, list(mixer.values())),
     }
+
+
+class _Nothing(torch.autograd.Function):
+    """Returns what it is given, forward and backward: what torch takes for a function of as many inputs as a scan's."""
+
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> Tensor:
+        *tensors, outputs = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.outputs = outputs
+        return outputs[0].view_as(outputs[0])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        _ = ctx.saved_tensors
+        return *ctx.outputs, None
 
 
 def measure(call: Call, leaves: Sequence[Tensor], device: torch.device, runs: int) -> dict[str, list[float]]:
@@ -169,7 +192,7 @@ def replay(call: Call, leaves: Sequence[Tensor], device: torch.device, runs: int
 
 
 def run(device: torch.device, runs: int) -> list[dict[str, Any]]:
-    """One row for each operator."""
+    """One row for each call."""
     size = SIZES[device.type]
     rows = []
     with _counting_launches(device) as launches:
@@ -206,7 +229,7 @@ def _counting_launches(device: torch.device) -> Iterator[Callable[[], int]]:
         yield lambda: driver.launches
 
 
-HEADER = f"{'operator':<15}{'launches':>9}{'forward µs':>12}{'backward µs':>12}{'both µs':>9}{'graph µs':>10}"
+HEADER = f"{'call':<15}{'launches':>9}{'forward µs':>12}{'backward µs':>12}{'both µs':>9}{'graph µs':>10}"
 
 
 def render_row(row: dict[str, Any]) -> str:
@@ -223,7 +246,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Host time of an operator call, forward and backward: with CUDA where there is a GPU, else with "
         "kernel launches that do nothing.",
     )
-    parser.add_argument("--runs", type=positive, default=200, help=f"of {CALLS} calls each (default: %(default)s)")
+    parser.add_argument("--runs", type=positive, default=1000, help=f"of {CALLS} calls each (default: %(default)s)")
     parser.add_argument("--output", type=Path, default=Path("runs/host.json"), help="JSON (default: %(default)s)")
     options = parser.parse_args(argv)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")

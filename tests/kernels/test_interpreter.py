@@ -17,7 +17,12 @@ from packmamba_kernels._triton import INTERPRET
 
 from tests.support import DEVICE
 
-MODULES = {"test_causal_conv1d.py": 60, "test_selective_scan_kernel.py": 30, "test_mixer_kernel.py": 2}
+MODULES = {
+    "test_causal_conv1d.py": 60,
+    "test_selective_scan_kernel.py": 30,
+    "test_selective_scan_layout.py": 20,
+    "test_mixer_kernel.py": 2,
+}
 """Test modules whose operators then run their kernels, and at least how many tests of each must have passed."""
 
 GPU_MODULES = MODULES | {"test_selective_scan.py": 80}

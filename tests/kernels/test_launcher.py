@@ -82,6 +82,7 @@ def scan_calls():
         "optional": True,
         "shift": 0,
         "pitch": 0,
+        "parameters": torch.float32,
     }
     changes = [
         {},
@@ -90,6 +91,8 @@ def scan_calls():
         {"channels": 6, "groups": 2},
         {"states": 16},
         {"dtype": torch.float32},
+        {"dtype": torch.float32, "parameters": torch.bfloat16},
+        {"parameters": torch.bfloat16},
         {"optional": False},
         {"shift": 1},
         {"shift": 8},
@@ -100,7 +103,7 @@ def scan_calls():
         yield base | change, lengths, final
 
 
-def run_scan(channels, states, groups, dtype, optional, shift, pitch, lengths, final, softplus=True):
+def run_scan(channels, states, groups, dtype, parameters, optional, shift, pitch, lengths, final, softplus=True):
     packing = Packing.from_lengths(lengths)
     tokens = packing.num_tokens
     narrow = (tokens, states) if groups is None else (tokens, groups, states)
@@ -108,10 +111,14 @@ def run_scan(channels, states, groups, dtype, optional, shift, pitch, lengths, f
     def rows():
         return tensor(tokens, channels, dtype=dtype, shift=shift, pitch=pitch)
 
-    inputs = {"u": rows(), "delta": rows(), "A": tensor(channels, states)}
+    inputs = {"u": rows(), "delta": rows(), "A": tensor(channels, states, dtype=parameters)}
     inputs |= {name: torch.zeros(narrow, dtype=dtype, requires_grad=True) for name in ("B", "C")}
     if optional:
-        inputs |= {"D": torch.zeros(channels), "z": rows(), "delta_bias": torch.zeros(channels)}
+        inputs |= {
+            "D": torch.zeros(channels, dtype=parameters),
+            "z": rows(),
+            "delta_bias": torch.zeros(channels, dtype=parameters),
+        }
         inputs["initial_states"] = torch.zeros(len(lengths), channels, states)
     out = selective_scan(
         **inputs, delta_softplus=softplus, cu_seqlens=packing.cu_seqlens, schedule=packing.schedule,
@@ -177,8 +184,8 @@ def test_a_form_that_forgets_something_is_noticed(recorder, monkeypatch, forgott
             constant = {"data_ptr": lambda: 0, "stride": lambda: (), "dtype": None}
             return constant[name] if name == forgotten else getattr(self.x, name)
 
-    def blind(tensors, *numbers):
-        return launches([x if x is None else Blind(x) for x in tensors], *numbers)
+    def blind(tensors, tables, *numbers):
+        return launches([x if x is None else Blind(x) for x in tensors], tables, *numbers)
 
     monkeypatch.setattr(importlib.import_module("packmamba_kernels.causal_conv1d.launch"), "launches", blind)
     for change in ({}, {"shift": 1}, {"pitch": 3}, {"dtype": torch.float16}):
@@ -214,17 +221,19 @@ def test_triton_is_asked_once_for_a_form(monkeypatch):
     monkeypatch.setattr(launcher, "_FORMS", {})
     kernel, x = Kernel(), torch.zeros(8)
     for size in (3, 5):
-        launches([x, None], "form")("place", kernel, 7, (x, size), lambda: {"BLOCK": 16, "num_warps": 1})
+        launches([x, None], [], "form")("place", kernel, 7, (x, size), lambda: {"BLOCK": 16, "num_warps": 1})
     assert kernel.asked == [((7,), (x, 3), {"BLOCK": 16, "num_warps": 1, **_triton.LAUNCH_OPTIONS})]
     assert kernel.again == [((7, 1, 1), (x, 5, 16))]
-    launches([x, None], "other form")("place", kernel, 7, (x, 5), lambda: {"BLOCK": 16})
-    launches([x[1:], None], "form")("place", kernel, 7, (x, 5), lambda: {"BLOCK": 16})  # off alignment
-    assert len(kernel.asked) == 3
+    launches([x, None], [], "other form")("place", kernel, 7, (x, 5), lambda: {"BLOCK": 16})
+    assert len(kernel.asked) == 2
+    for off_alignment in (([x[1:], None], []), ([x, None], [x[1:]])):
+        launches(*off_alignment, "form")("place", kernel, 7, (x, 5), lambda: {"BLOCK": 16})
+    assert len(kernel.asked) == 4
 
 
 def test_forms_do_not_pile_up(monkeypatch):
     forms = {}
     monkeypatch.setattr(launcher, "_FORMS", forms)
     for i in range(3 * launcher.MAX_FORMS):
-        launches([torch.zeros(1)], i)
+        launches([torch.zeros(1)], [], i)
     assert 0 < len(forms) <= launcher.MAX_FORMS

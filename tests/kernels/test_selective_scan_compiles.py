@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from packmamba_kernels._triton import LAUNCH_OPTIONS
 from packmamba_kernels.selective_scan import launch
-from packmamba_kernels.selective_scan.kernel_backward import sum_blocks_kernel
 
-from packmamba.bench.compiled import ARCHITECTURES, compile_kernel
+from packmamba.bench.compiled import ARCHITECTURES
 from packmamba.bench.instructions import SCAN_KERNELS, compile_scan
 
 MAIN = ("forward", "forward_sweep", "reverse_sweep")
@@ -42,14 +40,6 @@ def test_many_states_compile_without_spills(name, architecture, states):
 @pytest.mark.parametrize("name", HELPERS)
 def test_the_passing_of_states_compiles_without_spills(name, architecture):
     assert compile_scan(name, architecture).stack == 0
-
-
-@pytest.mark.parametrize("architecture", ARCHITECTURES)
-def test_the_sum_over_channel_blocks_compiles_without_spills(architecture):
-    pointers = {"p_parts": "fp32", "p_out": "bf16"}
-    constants = {"N": 16, "ROWS": 64}
-    options = {"num_warps": 4, **LAUNCH_OPTIONS}
-    assert compile_kernel(sum_blocks_kernel, pointers, constants, architecture=architecture, **options).stack == 0
 
 
 def test_inner_loops_are_as_short_as_they_were():

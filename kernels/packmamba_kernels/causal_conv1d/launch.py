@@ -62,14 +62,16 @@ def forward(
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     final_shape = (cu_seqlens.shape[0] - 1, channels, width - 1) if return_final_states else (0,)
     final_states = x.new_empty(final_shape)
-    given = (x, weight, bias, initial_states, cu_seqlens, *segments)
-    launch = launches(given, "conv", width, channels, activation, return_final_states)
+    tables = (cu_seqlens, *segments)
+    launch = launches(
+        (x, weight, bias, initial_states), tables, "conv", width, channels, activation, return_final_states
+    )
     with device_of(x):
         launch(
             "forward",
             causal_conv1d_fwd_kernel,
             segments[0].shape[0] * cdiv(channels, _block(FORWARD, x.dtype)),
-            (x, weight, bias, initial_states, out, final_states, cu_seqlens, *segments, x.stride(0), channels),
+            (x, weight, bias, initial_states, out, final_states, *tables, x.stride(0), channels),
             lambda: launch_options(
                 FORWARD,
                 x.dtype,
@@ -108,15 +110,15 @@ def backward(
         dinitial_states = torch.empty(initial_states.shape, dtype=initial_states.dtype, device=x.device)
     sum_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     partial = torch.empty(num_programs, width + 1, channels, dtype=sum_dtype, device=x.device)
-    given = (x, rows, bias_row, initial, dout, dfinal_states, cu_seqlens, *segments)
-    launch = launches(given, "conv backward", width, channels, activation)
+    given, tables = (x, rows, bias_row, initial, dout, dfinal_states), (cu_seqlens, *segments)
+    launch = launches(given, tables, "conv backward", width, channels, activation)
     with device_of(x):
         launch(
             "backward",
             causal_conv1d_bwd_kernel,
             num_programs * cdiv(channels, _block(BACKWARD, x.dtype)),
             (
-                dout, dfinal_states, x, rows, bias_row, initial, dx, dinitial_states, partial, cu_seqlens, *segments,
+                dout, dfinal_states, x, rows, bias_row, initial, dx, dinitial_states, partial, *tables,
                 x.stride(0), channels, num_segments, segments_per_program,
             ),
             lambda: launch_options(

@@ -277,19 +277,3 @@ def reverse_sweep_kernel(
     tl.store(p_dA + i_p * size + o_tile, b_dA, mask=m_tile)
     if HAS_BIAS:
         tl.store(p_dbias + i_p.to(tl.int64) * E + o_e, b_dbias, mask=m_e)
-
-
-@triton.jit(do_not_specialize=["num_rows", "blocks"])
-def sum_blocks_kernel(p_parts, p_out, num_rows, G, blocks, N: tl.constexpr, ROWS: tl.constexpr):
-    """dB or dC, (T, G, N), from the parts of each channel block (G * blocks, T, N), added in the blocks' order."""
-    i_g = tl.program_id(0) % G
-    o_t = (tl.program_id(0) // G).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    o_n = tl.arange(0, N)
-    m_t = (o_t < num_rows)[:, None]
-    o_part = o_t[:, None] * N + o_n[None, :]
-    part = tl.cast(num_rows, tl.int64) * N
-    b_sum = tl.zeros([ROWS, N], tl.float32)  # [ROWS, N]
-    for i in range(blocks):
-        b_sum += tl.load(p_parts + (i_g * blocks + i) * part + o_part, mask=m_t, other=0.0)
-    o_out = (o_t[:, None] * G + i_g) * N + o_n[None, :]
-    tl.store(p_out + o_out, b_sum.to(p_out.dtype.element_ty), mask=m_t)

@@ -24,11 +24,9 @@ from packmamba_kernels.selective_scan.kernel_backward import (
     forward_sweep_kernel,
     reverse_sweep_kernel,
     segment_grads_kernel,
-    sum_blocks_kernel,
 )
+from packmamba_kernels.selective_scan.kernel_layout import finish_kernel, prepare_kernel
 from packmamba_kernels.selective_scan.reference import Gradients, Tables
-
-_LOG2_E = 1.4426950408889634
 
 
 @dataclass(frozen=True)
@@ -55,6 +53,13 @@ PARTIAL_SUMS = 2**26
 """Elements of the scratch in which programs leave their parts of dA: it bounds the programs along the segments."""
 
 
+BLOCK = 1024
+"""Elements a program of what runs before and after the walks."""
+
+SUM = {"BE": 64, "ROWS": 32}
+"""Channels a program, and parts it loads at a time, where programs' parts of dA, dD and dbias are added."""
+
+
 def forward(
     u: Tensor,
     delta: Tensor,
@@ -70,27 +75,30 @@ def forward(
     return_final_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out (T, E), the final states (S, E, N) or nothing (0,), and the states that pass the links (I-S, N, E)."""
-    num_states = A.shape[1]
+    (num_tokens, channels), num_states, groups = u.shape, A.shape[1], _groups(B)
     num_seqs, num_links = _counts(tables)
+    shape = _shape(channels, groups, num_states, FORWARD[num_states])
+    given = (u, delta, A, B, C, D, z, delta_bias, initial_states)
+    launch = launches(
+        given, tables, "scan", channels, num_states, groups, delta_softplus, num_links > 0, return_final_states
+    )
     u, delta, z = _rows(u), _rows(delta), _rows(z)
-    A2, B, C = _decay_rates(A), _matrix(B), _matrix(C)
     D, delta_bias, initial = _vector(D), _vector(delta_bias), _states(initial_states)
     out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
-    links = A2.new_empty(num_links, *A2.shape)
-    final = A2.new_empty((num_seqs, *A2.shape) if return_final_states else 0)
-    shape = _shape(A.shape[0], B.shape[1], num_states, False)
+    links = torch.empty((num_links, num_states, channels), dtype=torch.float32, device=u.device)
+    final = links.new_empty((num_seqs, num_states, channels) if return_final_states else 0)
+    size, narrow = num_states * channels, 0 if _is_converted(B, C) else num_tokens * groups * num_states
+    A2, B32, C32, elapsed = _scratch(u, size, narrow, narrow, num_links * channels)
     flags = {"HAS_BIAS": delta_bias is not None, "SOFTPLUS": delta_softplus}
-    given = (u, delta, B, C, D, z, delta_bias, initial, *tables)
-    launch = launches(given, "scan", num_states, *shape.sizes, delta_softplus, num_links > 0, return_final_states)
     with device_of(u):
+        B, C = _prepare(launch, A, B, C, A2, B32, C32)
         if num_links > 0:
-            elapsed = A2.new_empty(num_links, A2.shape[1])
             launch(
                 "segment_states", segment_states_kernel, num_links * shape.blocks,
                 (u, delta, B, A2, delta_bias, links, elapsed, *tables, u.stride(0), delta.stride(0), *shape.sizes),
                 lambda: shape.options | flags,
             )  # fmt: skip
-            _fold(launch, A2, initial, links, elapsed, tables, reverse=False)
+            _fold(launch, A, A2, initial, links, elapsed, tables, reverse=False)
         launch(
             "forward", selective_scan_fwd_kernel, _num_segments(tables) * shape.blocks,
             (u, delta, z, B, C, A2, D, delta_bias, initial, links, out, final, *tables, num_seqs,
@@ -121,39 +129,40 @@ def backward(
     return_out: bool,
 ) -> Gradients:
     """As `reference.backward`."""
-    (num_tokens, channels), num_states = u.shape, A.shape[1]
+    (num_tokens, channels), num_states, groups = u.shape, A.shape[1], _groups(B)
     num_seqs, num_links = _counts(tables)
     num_segments = _num_segments(tables)
+    shape = _shape(channels, groups, num_states, BACKWARD[num_states])
+    num_programs = max(1, min(num_segments, PARTIAL_SUMS // (num_states * channels)))
+    given = (dout, dfinal_states, u, delta, A, B, C, D, z, delta_bias, initial_states, links)
+    launch = launches(
+        given, tables, "scan backward", channels, num_states, groups, delta_softplus, num_links > 0, return_out
+    )
     dout = dout.contiguous()
     u, delta, z = _rows(u), _rows(delta), _rows(z)
-    A2, B_rows, C_rows = _decay_rates(A), _matrix(B), _matrix(C)
     D_row, bias_row, initial, dfinal = _vector(D), _vector(delta_bias), _states(initial_states), _states(dfinal_states)
-    shape = _shape(channels, B_rows.shape[1], num_states, True)
-    num_programs = max(1, min(num_segments, PARTIAL_SUMS // (num_states * channels)))
 
-    du, ddelta = (torch.empty(x.shape, dtype=x.dtype, device=x.device) for x in (u, delta))
-    dz = None if z is None else torch.empty(z.shape, dtype=z.dtype, device=z.device)
-    dB_parts, dC_parts = A2.new_empty(2, shape.blocks, num_tokens, num_states)
-    dA_parts = A2.new_empty(num_programs, *A2.shape)
-    dD_parts, dbias_parts = (None if x is None else A2.new_empty(num_programs, channels) for x in (D, delta_bias))
+    du, ddelta, dz = _empty(u), _empty(delta), _empty(z)
+    dA, dB, dC, dD, dbias = _empty(A), _empty(B), _empty(C), _empty(D), _empty(delta_bias)
+    out = _empty(u) if return_out else None
     dinitial = None if initial is None else torch.empty_like(initial)
-    out = torch.empty(u.shape, dtype=u.dtype, device=u.device) if return_out else None
-    inflow = A2.new_empty(num_tokens, channels)
-    chunk_states = A2.new_empty(num_tokens // CHUNK, *A2.shape)
-    chunk_steps = A2.new_empty(num_tokens // CHUNK + num_segments, channels)
-    final = A2.new_empty(0) if dfinal is None else torch.empty_like(dfinal)
-    dlinks = torch.empty_like(links)
+    final = None if dfinal is None else torch.empty_like(dfinal)
+    size, narrow = num_states * channels, num_tokens * num_states
+    converted = 0 if _is_converted(B, C) else narrow * groups
+    (A2, B32, C32, inflow, chunk_states, chunk_steps,
+     dB_parts, dC_parts, dA_parts, dD_parts, dbias_parts, dlinks, elapsed) = _scratch(
+        u, size, converted, converted, num_tokens * channels, num_tokens // CHUNK * size,
+        (num_tokens // CHUNK + num_segments) * channels, shape.blocks * narrow, shape.blocks * narrow,
+        num_programs * size, num_programs * channels, num_programs * channels, num_links * size, num_links * channels,
+    )  # fmt: skip
 
     flags = {"HAS_Z": z is not None, "HAS_BIAS": delta_bias is not None, "SOFTPLUS": delta_softplus}
     sweep = {"HAS_D": D is not None, "HAS_INITIAL": initial is not None, "HAS_LINKS": num_links > 0}
     strides = (u.stride(0), delta.stride(0), _stride(z))
     counts = (num_seqs, num_programs, num_tokens)
     architecture = _architecture(u.device) if u.is_cuda else 0
-    given = (dout, dfinal, u, delta, B_rows, C_rows, D_row, z, bias_row, initial, links, *tables)
-    launch = launches(
-        given, "scan backward", num_states, *shape.sizes, delta_softplus, num_links > 0, return_out, B.dtype, C.dtype
-    )
     with device_of(u):
+        B_rows, C_rows = _prepare(launch, A, B, C, A2, B32, C32)
         launch(
             "forward_sweep", forward_sweep_kernel, num_programs * shape.blocks,
             (dout, u, delta, z, B_rows, C_rows, A2, D_row, bias_row, initial, links,
@@ -163,14 +172,13 @@ def backward(
             | {"STORE_FINAL": dfinal is not None, "STORE_OUT": return_out},
         )  # fmt: skip
         if num_links > 0:
-            elapsed = A2.new_empty(num_links, channels)
             launch(
                 "segment_grads", segment_grads_kernel, num_links * shape.blocks,
                 (dout, delta, z, C_rows, A2, bias_row, dlinks, elapsed, *tables,
                  delta.stride(0), _stride(z), *shape.sizes),
                 lambda: shape.options | flags,
             )  # fmt: skip
-            _fold(launch, A2, dfinal, dlinks, elapsed, tables, reverse=True)
+            _fold(launch, A, A2, dfinal, dlinks, elapsed, tables, reverse=True)
         launch(
             "reverse_sweep", reverse_sweep_kernel, num_programs * shape.blocks,
             (dout, u, delta, z, B_rows, C_rows, A2, D_row, bias_row, links, dlinks, dfinal,
@@ -179,46 +187,63 @@ def backward(
             lambda: shape.options | flags | sweep | register_cap(architecture, num_states, "reverse_sweep")
             | {"HAS_DFINAL": dfinal is not None},
         )  # fmt: skip
-        dB, dC = _sum_blocks(launch, "dB", dB_parts, B), _sum_blocks(launch, "dC", dC_parts, C)
+        launch(
+            "finish", finish_kernel,
+            (num_states + 2) * cdiv(channels, SUM["BE"]) + groups * cdiv(num_tokens, BLOCK // num_states),
+            (dB_parts, dC_parts, dA_parts, dD_parts, dbias_parts, dB, dC, dA, dD, dbias,
+             num_tokens, shape.blocks // groups, num_programs, channels, groups),
+            lambda: {"N": num_states, **SUM, "HAS_D": D is not None, "HAS_BIAS": bias_row is not None, "num_warps": 4},
+        )  # fmt: skip
     return (
         du,
         ddelta,
-        dA_parts.sum(0).T.contiguous().to(A.dtype),
+        dA,
         dB,
         dC,
-        None if D is None or dD_parts is None else dD_parts.sum(0).to(D.dtype),
+        dD,
         dz,
-        None if delta_bias is None or dbias_parts is None else dbias_parts.sum(0).to(delta_bias.dtype),
+        dbias,
         None if dinitial is None else dinitial.mT.contiguous(),
         out,
     )
 
 
+def _prepare(
+    launch: Launches, A: Tensor, B: Tensor, C: Tensor, A2: Tensor, B32: Tensor, C32: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Fills A2, and B32 and C32 where B and C are not yet what the walks take; returns what they take for those."""
+    (channels, num_states), num_tokens, groups = A.shape, B.shape[0], _groups(B)
+    converted = _is_converted(B, C)
+    programs = cdiv(A.numel(), BLOCK)
+    if not converted:
+        programs += cdiv(num_tokens * groups, BLOCK // num_states)
+    strides = (B.stride(0), B.stride(-2), C.stride(0), C.stride(-2))  # the second counts for several groups only
+    launch(
+        "prepare", prepare_kernel, programs,
+        (A.contiguous(), B, C, A2, B32, C32, num_tokens, channels, groups, *strides),
+        lambda: {"N": num_states, "BLOCK": BLOCK, "num_warps": 4},
+    )  # fmt: skip
+    return (B, C) if converted else (B32, C32)
+
+
+def _is_converted(B: Tensor, C: Tensor) -> bool:
+    return B.dtype == C.dtype == torch.float32 and B.is_contiguous() and C.is_contiguous()
+
+
 def _fold(
-    launch: Launches, A2: Tensor, ends: Tensor | None, links: Tensor, elapsed: Tensor, tables: Tables, *, reverse: bool
-) -> None:
+    launch: Launches, A: Tensor, A2: Tensor, ends: Tensor | None, links: Tensor, elapsed: Tensor, tables: Tables,
+    *, reverse: bool,
+) -> None:  # fmt: skip
     """Along every document, in place: `links` from what each segment adds to what passes."""
-    num_states, channels = A2.shape
+    channels, num_states = A.shape
     tile = FORWARD[num_states]
     _, _, seq, cu_segments, order = tables
     launch(
-        "fold_states", fold_states_kernel, links.shape[0] * cdiv(channels, tile.BE),
+        "fold_states", fold_states_kernel, _counts(tables)[1] * cdiv(channels, tile.BE),
         (A2, ends, links, elapsed, seq, cu_segments, order, channels),
         lambda: {"N": num_states, "BE": tile.BE, "RUN": tile.RUN, "HAS_ENDS": ends is not None, "REVERSE": reverse,
                  "num_warps": 1},
     )  # fmt: skip
-
-
-def _sum_blocks(launch: Launches, name: str, parts: Tensor, like: Tensor) -> Tensor:
-    """dB or dC in the shape and dtype of `like`, from each channel block's part."""
-    blocks, num_tokens, num_states = parts.shape
-    groups = 1 if like.ndim == 2 else like.shape[1]
-    rows = max(1, 1024 // num_states)
-    out = torch.empty(like.shape, dtype=like.dtype, device=like.device)
-    programs = groups * cdiv(num_tokens, rows)
-    arguments = (parts, out, num_tokens, groups, blocks // groups)
-    launch(name, sum_blocks_kernel, programs, arguments, lambda: {"N": num_states, "ROWS": rows, "num_warps": 4})
-    return out
 
 
 @dataclass(frozen=True)
@@ -232,8 +257,8 @@ class _Shape:
 
 
 @cache
-def _shape(channels: int, groups: int, num_states: int, backward: bool) -> _Shape:
-    tile, width = (BACKWARD if backward else FORWARD)[num_states], channels // groups
+def _shape(channels: int, groups: int, num_states: int, tile: Tile) -> _Shape:
+    width = channels // groups
     options = {
         "N": num_states,
         "BE": tile.BE,
@@ -266,14 +291,19 @@ def _num_segments(tables: Tables) -> int:
     return tables[0].shape[0]
 
 
-def _decay_rates(A: Tensor) -> Tensor:
-    """(E, N) -> (N, E) in fp32 and units of log2: as the state lies, so that exp2 of it times Δ is the decay."""
-    return (A.float().T * _LOG2_E).contiguous()
+def _groups(B: Tensor) -> int:
+    return 1 if B.ndim == 2 else B.shape[1]
 
 
-def _matrix(x: Tensor) -> Tensor:
-    """B or C -> (T, G, N) contiguous fp32: converted once here, not once a program in the kernels."""
-    return (x if x.ndim == 3 else x.unsqueeze(1)).float().contiguous()
+def _empty(x: Any) -> Any:
+    """Contiguous memory of x's shape and dtype, for its gradient."""
+    return None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+
+
+def _scratch(like: Tensor, *sizes: int) -> tuple[Tensor, ...]:
+    """fp32 memory of so many elements each, from one allocation, at multiples of 16 bytes."""
+    rounded = [-(-size // 4) * 4 for size in sizes]
+    return torch.empty(sum(rounded), dtype=torch.float32, device=like.device).split_with_sizes(rounded)
 
 
 def _rows(x: Any) -> Any:
