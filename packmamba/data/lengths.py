@@ -12,8 +12,11 @@ import numpy as np
 SHORTEST, LONGEST = 57, 2048
 """Range of the log-normal and the uniform lengths, in tokens."""
 
-EQUAL_LENGTH = 512
+EQUAL_LENGTH, ROW_LENGTH = 512, 1024
 """Every document's tokens where all are equal."""
+
+LONGEST_TINY = 19
+"""Tokens of the longest tiny document; the shortest has 1."""
 
 
 def _lognormal(generator: np.random.Generator, count: int) -> np.ndarray:
@@ -28,16 +31,28 @@ def _equal(generator: np.random.Generator, count: int) -> np.ndarray:
     return np.full(count, EQUAL_LENGTH)
 
 
+def _rows(generator: np.random.Generator, count: int) -> np.ndarray:
+    return np.full(count, ROW_LENGTH)
+
+
+def _tiny(generator: np.random.Generator, count: int) -> np.ndarray:
+    return generator.integers(1, LONGEST_TINY + 1, count)
+
+
 SAMPLERS: dict[str, Callable[[np.random.Generator, int], np.ndarray]] = {
     "lognormal": _lognormal,
     "uniform": _uniform,
     "equal": _equal,
+    "rows": _rows,
+    "tiny": _tiny,
 }
 
 DISTRIBUTIONS = {
     "lognormal": f"log-normal, median 495 and σ 0.8, clipped to {SHORTEST}-{LONGEST} tokens: mean about 650",
     "uniform": f"uniform over {SHORTEST}-{LONGEST} tokens",
     "equal": f"every document {EQUAL_LENGTH} tokens",
+    "rows": f"every document {ROW_LENGTH:,} tokens, as the rows of an unpacked batch",
+    "tiny": f"uniform over 1-{LONGEST_TINY} tokens: mean 10",
     "giant": "one document that is the whole pack",
 }
 """What each name means."""
@@ -74,7 +89,7 @@ def sample_lengths(
     if num_documents is not None:
         return SAMPLERS[name](generator, num_documents)
     assert num_tokens is not None
-    lengths = SAMPLERS[name](generator, -(-num_tokens // SHORTEST))
+    lengths = SAMPLERS[name](generator, num_tokens)  # enough, however short they are
     ends = np.cumsum(lengths)
     count = int(np.searchsorted(ends, num_tokens)) + 1
     lengths = lengths[:count]

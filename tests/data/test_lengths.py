@@ -24,7 +24,7 @@ def test_lengths_add_up_to_the_tokens(name, num_tokens):
     assert lengths.dtype == np.int64
 
 
-@pytest.mark.parametrize("name", ["lognormal", "uniform", "equal"])
+@pytest.mark.parametrize("name", ["lognormal", "uniform", "equal", "rows", "tiny"])
 def test_as_many_documents_as_asked(name):
     assert sample_lengths(name, num_documents=7).shape == (7,)
 
@@ -36,6 +36,16 @@ def test_lognormal_has_the_mean_and_range_it_says():
     assert lengths.max() == LONGEST
 
 
+def test_tiny_documents_have_1_to_19_tokens_and_10_on_average():
+    lengths = sample_lengths("tiny", num_tokens=1_000_000)
+    assert (lengths.min(), lengths.max()) == (1, 19)
+    assert abs(lengths.mean() - 10) < 0.1
+
+
+def test_rows_all_have_one_length():
+    assert sample_lengths("rows", num_tokens=65_536).tolist() == [1024] * 64
+
+
 def test_a_seed_is_replayed_and_another_differs():
     first = sample_lengths("uniform", num_tokens=10_000, seed=1)
     assert np.array_equal(first, sample_lengths("uniform", num_tokens=10_000, seed=1))
@@ -43,7 +53,10 @@ def test_a_seed_is_replayed_and_another_differs():
 
 
 BAD = {
-    "unknown name": (("zipf", {"num_tokens": 5}), "unknown .*'zipf'; available: lognormal, uniform, equal, giant"),
+    "unknown name": (
+        ("zipf", {"num_tokens": 5}),
+        "unknown .*'zipf'; available: lognormal, uniform, equal, rows, tiny, giant",
+    ),
     "no size": (("equal", {}), "either num_tokens or num_documents"),
     "two sizes": (("equal", {"num_tokens": 5, "num_documents": 5}), "num_tokens=5 and num_documents=5"),
     "no tokens": (("equal", {"num_tokens": 0}), "num_tokens must be at least 1, got 0"),

@@ -97,8 +97,9 @@ class RandomLengths(SyntheticSource):
     """
 
     distribution: str = "lognormal"
-    """lognormal (mean 650), uniform (57 to 2048), equal (512); or a `.json` or `.csv` file that says how many documents
-    have each length: `{"length": count, ...}`, or a column of lengths and one of counts."""
+    """lognormal (mean 650), uniform (57 to 2048), equal (512), rows (1024), tiny (1 to 19); or a `.json` or `.csv` file
+    that says how many documents have each length: `{"length": count, ...}`, or a column of lengths and one of counts.
+    """
 
     @property
     def _from_file(self) -> bool:
