@@ -28,7 +28,7 @@ from packmamba.bench.compare_tables import CASE, MODEL, Row, breakdown_table, ma
 from packmamba.bench.environment import describe_environment
 from packmamba.bench.modes import PACKING_STRATEGIES, Mode, make_batches, require_fit
 from packmamba.bench.peers import why_missing
-from packmamba.bench.report import positive, write_report
+from packmamba.bench.report import add_device, chosen_device, positive, write_report
 from packmamba.bench.throughput import Comparison, Precision, Trainee
 from packmamba.config import ModelConfig, Recompute
 from packmamba.data.lengths import DISTRIBUTIONS
@@ -203,7 +203,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--tokens", type=positive, help=f"real tokens of a pass, about {default('tokens')}")
     parser.add_argument("--precision", choices=get_args(Precision), help=default("precision"))
     parser.add_argument("--repeats", type=positive, default=3, help="timed passes of each mode (default: 3)")
-    parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where there is one")
+    add_device(parser)
     parser.add_argument("--profile", action="store_true", help="time and memory of a packed step by kind of layer too")
     parser.add_argument("--trace", type=Path, metavar="FILE", help="a Chrome trace of a packed step too")
     parser.add_argument(
@@ -221,11 +221,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Returns 0, or 130 where it was interrupted. Wrong options leave through argparse with 2."""
     parser = _parser()
     options = parser.parse_args(argv)
-    if options.device == "cuda" and not torch.cuda.is_available():
-        parser.error("--device cuda: torch finds no CUDA device here; use --device cpu")
+    device = chosen_device(parser, options)
     if not options.no_pictures and importlib.util.find_spec("matplotlib") is None:
         parser.error("pictures need matplotlib: pip install 'packmamba[plots]', or use --no-pictures")
-    device = torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
     for key, value in DEFAULTS[device.type].items():
         if getattr(options, key) is None:
             setattr(options, key, value)

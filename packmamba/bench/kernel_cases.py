@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from packmamba_kernels.causal_conv1d.naive import causal_conv1d_naive
 from packmamba_kernels.selective_scan.naive import selective_scan_naive
 from torch import Tensor
 
+from packmamba.bench.peers import boundary_argument
 from packmamba.data.lengths import sample_lengths
 from packmamba.packing import Packing
 
@@ -23,6 +25,8 @@ WIDTH = 4
 """W of every measured convolution."""
 
 OPS = ("causal_conv1d", "selective_scan")
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
 
 Inputs = dict[str, Any]
 """Tensors by argument name."""
@@ -42,11 +46,22 @@ class Case:
     dtype: torch.dtype
 
     def packing(self) -> Packing:
-        return Packing.from_lengths(sample_lengths(self.distribution, num_tokens=self.tokens))
+        """The documents and their schedule, on the CPU; built once."""
+        return _packing(self.distribution, self.tokens)
+
+    def is_batch(self) -> bool:
+        """Whether all documents have one length: the pack is a batch of rows then, one document each."""
+        return bool((self.packing().lengths == self.packing().max_seqlen).all())
 
     def __str__(self) -> str:
         states = f" N={self.states}" if self.states else ""
-        return f"{self.op} T={self.tokens:,} E={self.channels:,}{states} {self.distribution}"
+        dtype = str(self.dtype).removeprefix("torch.")
+        return f"{self.op} T={self.tokens:,} E={self.channels:,}{states} {dtype} {self.distribution}"
+
+
+@lru_cache(maxsize=4)
+def _packing(distribution: str, tokens: int) -> Packing:
+    return Packing.from_lengths(sample_lengths(distribution, num_tokens=tokens))
 
 
 def make_inputs(case: Case, device: torch.device, seed: int) -> Inputs:
@@ -108,15 +123,26 @@ def naive(case: Case, packing: Packing) -> Call:
 
 
 def mamba_ssm(case: Case, packing: Packing) -> Call:
-    """mamba-ssm's `selective_scan_cuda`, which knows no documents: one sequence of T tokens, channel-first."""
-    function = importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
+    """mamba-ssm's `selective_scan_cuda`, which knows no documents: every row of its batch is one."""
+    function = _mamba_ssm_scan()
+    return lambda inputs: function(**inputs, delta_softplus=True)
 
-    def call(inputs: Inputs) -> Tensor:
-        rows = {name: inputs[name].T[None] for name in ("u", "delta", "B", "C", "z")}
-        rest = {name: inputs[name] for name in ("A", "D", "delta_bias")}
-        return function(**rows, **rest, delta_softplus=True)[0].T
 
-    return call
+def mamba_ssm_fork(case: Case, packing: Packing) -> Call:
+    """PackMamba's kind of mamba-ssm: one row, reset at the documents that it takes as one more argument.
+
+    Raises ImportError where the installed mamba-ssm has no such argument.
+    """
+    function = _mamba_ssm_scan()
+    name = boundary_argument(function)
+    if name is None:
+        raise ImportError("the installed mamba-ssm takes no document boundaries")
+    boundaries = {name: packing.position_ids[None] if name == "position_indices" else packing.cu_seqlens}
+    return lambda inputs: function(**inputs, **boundaries, delta_softplus=True)
+
+
+def _mamba_ssm_scan() -> Callable[..., Tensor]:
+    return importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
 
 
 def causal_conv1d_package(case: Case, packing: Packing) -> Call:
@@ -144,24 +170,49 @@ def fla_conv(case: Case, packing: Packing) -> Call:
     return call
 
 
+def token_major(inputs: Inputs, packing: Packing) -> Inputs:
+    return inputs
+
+
+def channel_first(inputs: Inputs, rows: int) -> Inputs:
+    """Activations (T, width) as (rows, width, T / rows), contiguous."""
+    activations = {
+        name: inputs[name].unflatten(0, (rows, -1)).transpose(1, 2).contiguous()
+        for name in ("u", "delta", "B", "C", "z")
+    }
+    return inputs | activations
+
+
 @dataclass(frozen=True)
 class Implementation:
     ops: tuple[str, ...]
     build: Callable[[Case, Packing], Call]
-    package: str | None = None
-    """What has to be importable; None: always there."""
+    """Returns the call to be timed. Raises ImportError where what it needs is missing."""
+    peer: bool = False
+    """Whether it is somebody else's: it runs on CUDA only, and what it raises is its result."""
     resets: bool = True
-    """Whether it keeps documents apart. One that does not is compared where there is a single document only."""
+    """Whether it keeps documents apart. One that does not runs where they are the rows of a batch."""
+    arrange: Callable[[Inputs, Packing], Inputs] = token_major
+    """Inputs in the layout it works on, made before the time is taken. What it returns then, (rows, E, L), stays."""
 
 
 IMPLEMENTATIONS = {
     "packmamba": Implementation(OPS, ours),
     "naive": Implementation(OPS, naive),
-    "mamba-ssm (no resets)": Implementation(("selective_scan",), mamba_ssm, "mamba_ssm", resets=False),
-    "causal-conv1d": Implementation(("causal_conv1d",), causal_conv1d_package, "causal_conv1d"),
-    "fla": Implementation(("causal_conv1d",), fla_conv, "fla"),
+    "mamba-ssm (no resets)": Implementation(
+        ("selective_scan",),
+        mamba_ssm,
+        peer=True,
+        resets=False,
+        arrange=lambda inputs, packing: channel_first(inputs, packing.num_seqs),
+    ),
+    "mamba-ssm fork": Implementation(
+        ("selective_scan",), mamba_ssm_fork, peer=True, arrange=lambda inputs, packing: channel_first(inputs, 1)
+    ),
+    "causal-conv1d": Implementation(("causal_conv1d",), causal_conv1d_package, peer=True),
+    "fla": Implementation(("causal_conv1d",), fla_conv, peer=True),
 }
-"""By the name in the report. Peers run on CUDA only."""
+"""By the name in the report."""
 
 
 def why_not(name: str, case: Case, device: torch.device, naive_tokens: int) -> str | None:
@@ -169,13 +220,15 @@ def why_not(name: str, case: Case, device: torch.device, naive_tokens: int) -> s
     implementation = IMPLEMENTATIONS[name]
     if name == "naive" and case.tokens > naive_tokens:
         return f"only up to {naive_tokens:,} tokens (--naive-tokens)"
-    if implementation.package is not None:
+    if implementation.peer:
         if device.type != "cuda":
             return "missing: a peer for CUDA only"
         try:
-            importlib.import_module(implementation.package)
+            implementation.build(case, case.packing())
         except ImportError as error:
             return f"missing: {error}"
+    if not implementation.resets and not case.is_batch():
+        return "keeps no documents apart: only where all have one length"
     return None
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ def why_missing(mode: Mode, config: ModelConfig) -> str | None:
         mixer = _mamba_class()
     except ImportError as error:
         return str(error)
-    if mode.kind == "packed" and _boundary_argument(mixer) is None:
+    if mode.kind == "packed" and boundary_argument(mixer.forward) is None:
         return "the installed mamba-ssm takes no document boundaries"
     return None
 
@@ -60,7 +61,7 @@ class _PeerBlock(ResidualBlock):
             conv_bias=mamba.conv_bias,
             bias=mamba.proj_bias,
         )
-        self.boundary_argument = _boundary_argument(mixer_class)
+        self.boundary_argument = boundary_argument(mixer_class.forward)
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         hidden, rows = self.norm(x), packing.num_seqs
@@ -77,6 +78,10 @@ def _mamba_class() -> Any:
     return importlib.import_module("mamba_ssm.modules.mamba_simple").Mamba
 
 
-def _boundary_argument(mixer_class: Any) -> str | None:
-    parameters = inspect.signature(mixer_class.forward).parameters
-    return next((name for name in ("cu_seqlens", "position_indices") if name in parameters), None)
+def boundary_argument(function: Callable[..., Any]) -> str | None:
+    """The argument by which a function of mamba-ssm's takes the documents of a row; None where it has none.
+
+    Where there are both, it is `position_indices`: `cu_seqlens` then says where to collect final states.
+    """
+    parameters = inspect.signature(function).parameters
+    return next((name for name in ("position_indices", "cu_seqlens") if name in parameters), None)

@@ -1,11 +1,17 @@
-"""What every benchmark's command line needs: numbers from options, results to a file."""
+"""What every benchmark's command line needs: options of one kind, lines as results come, results to a file."""
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 
 def positive(text: str) -> int:
@@ -15,9 +21,46 @@ def positive(text: str) -> int:
     return int(text)
 
 
+def add_device(parser: argparse.ArgumentParser) -> None:
+    """Adds `--device`, which `chosen_device` reads."""
+    parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where there is one")
+
+
+def chosen_device(parser: argparse.ArgumentParser, options: argparse.Namespace) -> torch.device:
+    """Leaves through argparse where a GPU is asked for that is not there."""
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch finds no CUDA device here; use --device cpu")
+    return torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def require_matplotlib(parser: argparse.ArgumentParser) -> None:
+    """Leaves through argparse where `--png` cannot be drawn."""
+    if importlib.util.find_spec("matplotlib") is None:
+        parser.error("--png needs matplotlib: pip install 'packmamba[plots]'")
+
+
 def write_report(path: Path, report: dict[str, Any]) -> None:
     """Writes JSON, in a new folder if need be, in one step, so that an interrupt leaves a whole file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(report, indent=2) + "\n")
     partial.replace(path)
+
+
+@contextmanager
+def progress(total: int) -> Iterator[Callable[[str], None]]:
+    """Yields what prints a line and moves the bar on; the bar needs rich and a terminal, the lines nothing."""
+    if importlib.util.find_spec("rich") is None or not sys.stdout.isatty():
+        yield lambda line: print(line, flush=True)
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("measuring"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, transient=True) as bar:
+        task = bar.add_task("", total=total)
+
+        def advance(line: str) -> None:
+            bar.console.print(line, highlight=False, markup=False, soft_wrap=True)
+            bar.advance(task)
+
+        yield advance
