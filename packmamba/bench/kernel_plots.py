@@ -74,6 +74,7 @@ def plot_scaling(rows: Sequence[dict[str, Any]], png: Path, title: str) -> None:
         axes.set_xticks(ticks, [f"{tick:,}" for tick in ticks], fontsize=8)
         axes.minorticks_off()
         axes.set_ylim(bottom=0)
+        axes.yaxis.set_major_formatter(lambda value, _: f"{value:,g}")
         axes.set(title=f"{op}, {part}", xlabel="tokens of a pack", ylabel="ns a token")
         axes.tick_params(labelbottom=True)
         axes.spines[["top", "right"]].set_visible(False)

@@ -158,6 +158,6 @@ def scaling_table(rows: Sequence[Row]) -> list[list[str]]:
         cells = []
         for size in sizes:
             time = nanoseconds(mine[size]) if size in mine else None
-            cells.append(f"{time:,.3g} ns" if time is not None else mine[size]["skipped"] if size in mine else "")
+            cells.append(f"{time:,.2f} ns" if time is not None else mine[size]["skipped"] if size in mine else "")
         lines.append([f"`{op}`", distribution, part, *cells, "" if spread is None else f"±{spread:.1f}%"])
     return lines

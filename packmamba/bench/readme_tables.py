@@ -15,6 +15,7 @@ from typing import Any
 from packmamba.bench.accuracy import table as accuracy
 from packmamba.bench.compare_tables import markdown
 from packmamba.bench.compare_tables import table as compare_table
+from packmamba.bench.kernel_tables import kernels_table, scaling_table
 from packmamba.bench.loader import speed
 
 Report = dict[str, Any]
@@ -23,6 +24,14 @@ Report = dict[str, Any]
 def compare(report: Report) -> list[list[str]]:
     rows = [row for row in report["results"] if row["status"] != "missing"]
     return compare_table(rows)
+
+
+def kernels(report: Report) -> list[list[str]]:
+    return kernels_table(report["results"])
+
+
+def scaling(report: Report) -> list[list[str]]:
+    return scaling_table(report["results"])
 
 
 def kernels_cpu(report: Report) -> list[list[str]]:
@@ -116,9 +125,16 @@ TABLES: dict[str, Callable[[Report], list[list[str]]]] = {
     "tokenise": tokenise,
     "instructions": instructions,
     "accuracy": accuracy,
+    "kernels": kernels,
+    "scaling": scaling,
 }
 """Tables by name; each is drawn from bench/results/NAME.json."""
 
+UNMEASURED = {
+    "kernels": "Unmeasured: these kernels have not run on a GPU yet.",
+    "scaling": "Unmeasured: the time for each token has not been taken on a GPU yet.",
+}
+"""What stands in place of a table that may be without results."""
 
 DOCUMENTS = ("README.md", "kernels/README.md")
 """Where the tables stand."""
@@ -127,14 +143,18 @@ DOCUMENTS = ("README.md", "kernels/README.md")
 def render(readme: str, results: Path) -> str:
     """The text with every marked table drawn anew.
 
-    Raises ValueError for a mark that names no table, FileNotFoundError where its results are missing.
+    Raises ValueError for a mark that names no table, FileNotFoundError where its results are missing and it is not one
+    of UNMEASURED.
     """
 
     def table(match: re.Match[str]) -> str:
         name = match[1]
         if name not in TABLES:
             raise ValueError(f"a README marks a table {name!r}; available: {', '.join(TABLES)}")
-        report = json.loads((results / f"{name}.json").read_text())
+        file = results / f"{name}.json"
+        if name in UNMEASURED and not file.exists():
+            return "\n".join([f"<!-- table: {name} -->", UNMEASURED[name], "<!-- end -->"])
+        report = json.loads(file.read_text())
         drawn = markdown(TABLES[name](report))
         return "\n".join([f"<!-- table: {name} -->", drawn, "", _where(name, report), "<!-- end -->"])
 
@@ -145,6 +165,11 @@ def _where(name: str, report: Report) -> str:
     environment = report["environment"]
     if name == "instructions":  # made by a compiler alone, whatever the machine
         return f"triton {environment['versions']['triton']}, commit {_commit(environment)}."
+    if environment["device_type"] == "cuda":
+        return (
+            f"{environment['device']}, CUDA {environment['cuda']}, torch {environment['versions']['torch']}, "
+            f"triton {environment['versions']['triton']}, commit {_commit(environment)}."
+        )
     return (
         f"{environment['device']}, {environment['threads']} threads, Python {environment['python']}, "
         f"torch {environment['versions']['torch']}, commit {_commit(environment)}."
