@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install quickstart test lint bench readme-tables clean
+.PHONY: install quickstart test lint bench bench-gpu readme-tables clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -39,6 +39,9 @@ bench: install
 	$(BIN)/packmamba bench tokenise --documents 20000 --workers 0 2 --output bench/results/tokenise.json
 	$(BIN)/packmamba bench instructions --output bench/results/instructions.json
 	$(BIN)/packmamba bench accuracy --output bench/results/accuracy.json
+
+bench-gpu: install
+	$(BIN)/packmamba bench gpu
 
 readme-tables: install
 	$(BIN)/python -m packmamba.bench.readme_tables

@@ -20,6 +20,7 @@ BENCHMARKS = {
     "loader": "tokens a second and memory of the data loader, with and without workers",
     "tokenise": "tokens a second of tokenisation, by tokenizer and number of processes",
     "loss_memory": "peak memory and time of the loss, in chunks and whole",
+    "gpu": "all of those that need a GPU, one after the other, for the READMEs' tables",
 }
 """Every benchmark: a module beside this one, whose `main(argv)` runs it, and its line in the help."""
 
