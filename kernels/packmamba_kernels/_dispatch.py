@@ -11,22 +11,22 @@ from typing import Any
 
 import torch
 
-_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, type(None), bool, int, str})
+_PLAIN = frozenset({torch.Tensor, torch.nn.Parameter, type(None)})
 
 
-def unobserved(arguments: Iterable[Any]) -> bool:
+def unobserved(tensors: Iterable[Any]) -> bool:
     """Whether nobody would see the operator: neither torch.compile, export or a trace, nor a dispatch mode (the FLOP
-    counter, fake tensors, selective checkpointing), a function transform, or a tensor subclass among the arguments."""
+    counter, fake tensors, selective checkpointing), a function transform, or a tensor subclass."""
     return not (
         torch.compiler.is_compiling()
         or torch._C._len_torch_dispatch_stack() > 0
         or torch._C._are_functorch_transforms_active()
         or torch._C._get_tracing_state() is not None
-        or not _PLAIN.issuperset(map(type, arguments))
+        or not _PLAIN.issuperset(map(type, tensors))
     )
 
 
-def direct(arguments: Iterable[Any]) -> bool:
+def direct(tensors: Iterable[Any]) -> bool:
     """Whether, besides, no gradient is recorded here: inside an autograd.Function, unless its backward is to be
     differentiated again (which the registered operators refuse)."""
-    return not torch.is_grad_enabled() and unobserved(arguments)
+    return not torch.is_grad_enabled() and unobserved(tensors)

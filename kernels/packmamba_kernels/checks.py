@@ -1,10 +1,41 @@
-"""What every operator checks of `cu_seqlens` and a schedule, once, at the edge."""
+"""What every operator checks of its arguments, of `cu_seqlens` and a schedule, once, at the edge."""
 
 from __future__ import annotations
+
+from collections.abc import Callable, Hashable
+from typing import Any
 
 from torch import Tensor, int32
 
 from packmamba_kernels.schedule import Schedule
+
+MAX_FORMS = 1024
+"""Forms that are remembered at most."""
+
+_right: set[Hashable] = set()
+
+
+def check_once(check: Callable[..., None], *arguments: Any) -> None:
+    """check(*arguments), unless arguments that differ in values only have passed it before.
+
+    arguments: plain tensors, schedules, strings and None. check: looks at no value of a tensor, and raises.
+    """
+    form: list[Hashable] = [check]
+    for x in arguments:
+        if x is None or type(x) is str:
+            form.append(x)
+        elif type(x) is Schedule:
+            table = x.chunks.cu_segments
+            form += x.num_tokens, table.shape, table.device
+        else:
+            form += x.shape, x.dtype, x.stride(), x.device
+    key = tuple(form)
+    if key in _right:
+        return
+    check(*arguments)
+    if len(_right) >= MAX_FORMS:
+        _right.clear()
+    _right.add(key)
 
 
 def check_cu_seqlens(cu_seqlens: Tensor, x: Tensor, name: str) -> int:

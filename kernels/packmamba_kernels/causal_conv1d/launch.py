@@ -8,7 +8,7 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from packmamba_kernels._triton import LAUNCH_OPTIONS, cdiv, device_of
+from packmamba_kernels._triton import LAUNCH_OPTIONS, cdiv, device_of, empty_like
 from packmamba_kernels.causal_conv1d.kernel import causal_conv1d_bwd_kernel, causal_conv1d_fwd_kernel
 from packmamba_kernels.launcher import launches
 
@@ -59,7 +59,7 @@ def forward(
     """As `reference.forward`. segments: start, length and document of each, int32 (I,)."""
     channels, width = weight.shape
     weight, bias, initial_states = weight.contiguous(), _contiguous(bias), _contiguous(initial_states)
-    out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    out = empty_like(x)
     final_shape = (cu_seqlens.shape[0] - 1, channels, width - 1) if return_final_states else (0,)
     final_states = x.new_empty(final_shape)
     tables = (cu_seqlens, *segments)
@@ -104,10 +104,10 @@ def backward(
     num_programs = cdiv(num_segments, segments_per_program)
     dout, dfinal_states = dout.contiguous(), _contiguous(dfinal_states)
     rows, bias_row, initial = weight.contiguous(), _contiguous(bias), _contiguous(initial_states)
-    dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    dx = empty_like(x)
     dinitial_states = x.new_empty(0)
     if initial_states is not None:
-        dinitial_states = torch.empty(initial_states.shape, dtype=initial_states.dtype, device=x.device)
+        dinitial_states = empty_like(initial_states)
     sum_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     partial = torch.empty(num_programs, width + 1, channels, dtype=sum_dtype, device=x.device)
     given, tables = (x, rows, bias_row, initial, dout, dfinal_states), (cu_seqlens, *segments)
@@ -132,8 +132,8 @@ def backward(
             ),
         )  # fmt: skip
     sums = partial.sum(0)  # (W+1, E)
-    dweight = torch.empty(weight.shape, dtype=weight.dtype, device=x.device).copy_(sums[:width].T)
+    dweight = empty_like(weight).copy_(sums[:width].T)
     dbias = x.new_empty(0)
     if bias is not None:
-        dbias = torch.empty(bias.shape, dtype=bias.dtype, device=x.device).copy_(sums[width])
+        dbias = empty_like(bias).copy_(sums[width])
     return dx, dweight, dbias, dinitial_states

@@ -14,7 +14,7 @@ from torch.utils.flop_counter import register_flop_formula
 from packmamba_kernels._dispatch import direct, unobserved
 from packmamba_kernels._triton import runs_kernel
 from packmamba_kernels.causal_conv1d import reference
-from packmamba_kernels.checks import check_bounds, check_cu_seqlens, check_schedule
+from packmamba_kernels.checks import check_bounds, check_cu_seqlens, check_once, check_schedule
 from packmamba_kernels.schedule import Schedule, build_segments
 
 MIN_WIDTH, MAX_WIDTH = 2, 8
@@ -65,12 +65,17 @@ def causal_conv1d(
         ValueError: a wrong rank, shapes that disagree (both are named), W or the activation out of range, tensors on
             different devices, channels that are not contiguous, or cu_seqlens that does not describe T tokens.
     """
-    _check_arguments(x, weight, bias, activation, cu_seqlens, schedule, initial_states)
+    arguments = (x, weight, bias, activation, cu_seqlens, schedule, initial_states)
+    inputs = (x, weight, bias, initial_states)
+    unwatched = unobserved((*inputs, cu_seqlens))
+    if unwatched:
+        check_once(_check_arguments, *arguments)
+    else:
+        _check_arguments(*arguments)
     if cu_seqlens is None:
         cu_seqlens = torch.arange(2, dtype=torch.int32, device=x.device) * x.shape[0]
-    inputs = (x, weight, bias, initial_states)
     rest = (cu_seqlens, *segment_tables(x, schedule), activation, return_final_states)
-    if unobserved(inputs):
+    if unwatched:
         out, final_states = _CausalConv1d.apply(*inputs, rest)  # pyright: ignore[reportGeneralTypeIssues]
     else:
         out, final_states = _causal_conv1d(*inputs, *rest)
@@ -200,12 +205,12 @@ _causal_conv1d_backward = torch.library.custom_op("packmamba::causal_conv1d_back
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
     """The registered forward, without a gradient."""
-    return _forward(*arguments) if direct(arguments) else _causal_conv1d(*arguments)
+    return _forward(*arguments) if direct(arguments[:-2]) else _causal_conv1d(*arguments)
 
 
 def backward(*arguments: Any) -> tuple[Tensor, ...]:
     """The registered backward."""
-    return _backward(*arguments) if direct(arguments) else _causal_conv1d_backward(*arguments)
+    return _backward(*arguments) if direct(arguments[:-1]) else _causal_conv1d_backward(*arguments)
 
 
 @_causal_conv1d.register_fake

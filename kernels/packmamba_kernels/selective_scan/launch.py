@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from packmamba_kernels._triton import cdiv, device_of
+from packmamba_kernels._triton import cdiv, device_of, empty_like
 from packmamba_kernels.launcher import Launches, launches
 from packmamba_kernels.schedule import CHUNK
 from packmamba_kernels.selective_scan.kernel import (
@@ -84,7 +84,7 @@ def forward(
     )
     u, delta, z = _rows(u), _rows(delta), _rows(z)
     D, delta_bias, initial = _vector(D), _vector(delta_bias), _states(initial_states)
-    out = torch.empty(u.shape, dtype=u.dtype, device=u.device)
+    out = empty_like(u)
     links = torch.empty((num_links, num_states, channels), dtype=torch.float32, device=u.device)
     final = links.new_empty((num_seqs, num_states, channels) if return_final_states else 0)
     size, narrow = num_states * channels, 0 if _is_converted(B, C) else num_tokens * groups * num_states
@@ -142,9 +142,9 @@ def backward(
     u, delta, z = _rows(u), _rows(delta), _rows(z)
     D_row, bias_row, initial, dfinal = _vector(D), _vector(delta_bias), _states(initial_states), _states(dfinal_states)
 
-    du, ddelta, dz = _empty(u), _empty(delta), _empty(z)
-    dA, dB, dC, dD, dbias = _empty(A), _empty(B), _empty(C), _empty(D), _empty(delta_bias)
-    out = _empty(u) if return_out else None
+    du, ddelta, dA, dB, dC = (empty_like(x) for x in (u, delta, A, B, C))
+    dD, dz, dbias = _gradient(D), _gradient(z), _gradient(delta_bias)
+    out = empty_like(u) if return_out else None
     dinitial = None if initial is None else torch.empty_like(initial)
     final = None if dfinal is None else torch.empty_like(dfinal)
     size, narrow = num_states * channels, num_tokens * num_states
@@ -295,9 +295,8 @@ def _groups(B: Tensor) -> int:
     return 1 if B.ndim == 2 else B.shape[1]
 
 
-def _empty(x: Any) -> Any:
-    """Contiguous memory of x's shape and dtype, for its gradient."""
-    return None if x is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+def _gradient(x: Any) -> Any:
+    return None if x is None else empty_like(x)
 
 
 def _scratch(like: Tensor, *sizes: int) -> tuple[Tensor, ...]:

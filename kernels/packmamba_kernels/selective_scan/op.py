@@ -13,7 +13,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from packmamba_kernels._dispatch import direct, unobserved
 from packmamba_kernels._triton import runs_kernel
-from packmamba_kernels.checks import check_bounds
+from packmamba_kernels.checks import check_bounds, check_once
 from packmamba_kernels.schedule import CHUNK, SIZES, Schedule, build_segments
 from packmamba_kernels.selective_scan import reference
 from packmamba_kernels.selective_scan.checks import check_arguments
@@ -73,12 +73,17 @@ def selective_scan(
             tensors on different devices, a last dimension that is not contiguous, or cu_seqlens that does not
             describe T tokens.
     """
-    check_arguments(u, delta, A, B, C, D, z, delta_bias, cu_seqlens, schedule, initial_states)
+    arguments = (u, delta, A, B, C, D, z, delta_bias, cu_seqlens, schedule, initial_states)
+    inputs = (u, delta, A, B, C, D, z, delta_bias, initial_states)
+    unwatched = unobserved((*inputs, cu_seqlens))
+    if unwatched:
+        check_once(check_arguments, *arguments)
+    else:
+        check_arguments(*arguments)
     if cu_seqlens is None:
         cu_seqlens = torch.arange(2, dtype=torch.int32, device=u.device) * u.shape[0]
-    inputs = (u, delta, A, B, C, D, z, delta_bias, initial_states)
     rest = (cu_seqlens, *segment_tables(u, schedule), delta_softplus, return_final_states)
-    if unobserved(inputs):
+    if unwatched:
         out, final_states = _SelectiveScan.apply(*inputs, rest)  # pyright: ignore[reportGeneralTypeIssues]
     else:
         out, final_states, _ = _selective_scan(*inputs, *rest)
@@ -191,12 +196,12 @@ _selective_scan_backward = torch.library.custom_op("packmamba::selective_scan_ba
 
 def forward(*arguments: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The registered forward, without a gradient."""
-    return _forward(*arguments) if direct(arguments) else _selective_scan(*arguments)
+    return _forward(*arguments) if direct(arguments[:-2]) else _selective_scan(*arguments)
 
 
 def backward(*arguments: Any) -> tuple[Tensor, ...]:
     """The registered backward."""
-    return _backward(*arguments) if direct(arguments) else _selective_scan_backward(*arguments)
+    return _backward(*arguments) if direct(arguments[:-2]) else _selective_scan_backward(*arguments)
 
 
 @_selective_scan.register_fake
