@@ -47,23 +47,19 @@ _FORMS: dict[Hashable, Launches] = {}
 def launches(tensors: Sequence[Tensor | None], tables: Sequence[Tensor], *numbers: Hashable) -> Launches:
     """Of a call of this form.
 
-    tensors: all that kernels get and that were not allocated for them: which are there, their dtypes and strides, the
-    first one's device, and that they lie at multiples of 16 bytes, as fresh memory does. tables: the same of contiguous
-    int32. numbers: what else decides what kernels are compiled to: integers that Triton specialises on, and whatever
-    `options` depend on. Integers that change from pack to pack are not specialised on and stay below 2**31, as
-    cu_seqlens does.
+    tensors: all that kernels get and that were not allocated for them: which are there, their dtypes and strides,
+    whether they lie at multiples of 16 bytes, as fresh memory does, and the first one's device. tables: the same of
+    contiguous int32. numbers: what else decides what kernels are compiled to: integers that Triton specialises on, and
+    whatever `options` depend on. Integers that change from pack to pack are not specialised on and stay below 2**31,
+    as cu_seqlens does.
     """
-    misaligned, form = 0, [*numbers]
+    form = [*numbers]
     for x in tensors:
         if x is None:
             form.append(None)
         else:
-            misaligned |= x.data_ptr()
-            form += x.dtype, x.stride()
-    for table in tables:
-        misaligned |= table.data_ptr()
-    if misaligned % 16:
-        return Launches()  # rare: Triton looks at each argument
+            form += x.dtype, x.stride(), x.data_ptr() % 16 == 0
+    form += [table.data_ptr() % 16 == 0 for table in tables]
     form.append(tensors[0].device)  # pyright: ignore[reportOptionalMemberAccess]
     key = tuple(form)
     known = _FORMS.get(key)
