@@ -115,6 +115,15 @@ def instructions(report: Report) -> list[list[str]]:
     return rows
 
 
+def host(report: Report) -> list[list[str]]:
+    rows = [["call", "launches", "forward", "backward", "both"]]
+    for result in report["results"]:
+        times = result["microseconds"]
+        op = result["op"] if result["op"] == "autograd alone" else f"`{result['op']}`"
+        rows.append([op, str(result["launches"]), *(f"{times[p]['min']:.0f}" for p in ("forward", "backward", "both"))])
+    return rows
+
+
 TABLES: dict[str, Callable[[Report], list[list[str]]]] = {
     "compare": compare,
     "recompute": compare,
@@ -124,6 +133,7 @@ TABLES: dict[str, Callable[[Report], list[list[str]]]] = {
     "loader": loader,
     "tokenise": tokenise,
     "instructions": instructions,
+    "host": host,
     "accuracy": accuracy,
     "kernels": kernels,
     "scaling": scaling,
