@@ -39,6 +39,7 @@ bench: install
 	$(BIN)/packmamba bench tokenise --documents 20000 --workers 0 2 --output bench/results/tokenise.json
 	$(BIN)/packmamba bench instructions --output bench/results/instructions.json
 	$(BIN)/packmamba bench accuracy --output bench/results/accuracy.json
+	OMP_NUM_THREADS=1 $(BIN)/packmamba bench host --output bench/results/host.json
 
 bench-gpu: install
 	$(BIN)/packmamba bench gpu

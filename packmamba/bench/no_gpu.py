@@ -1,8 +1,8 @@
 """A CUDA driver that does nothing, so that launching a Triton kernel costs the host what it costs with a GPU.
 
 Triton's own driver is compiled and loaded as it is; only the `libcuda.so.1` underneath is a stub whose functions return
-at once. What is missing from a measurement is the time inside NVIDIA's driver. Needs a C compiler, as Triton does with a
-GPU.
+at once. What is missing from a measurement is the time inside NVIDIA's driver. Needs a C compiler, as Triton does with
+a GPU.
 """
 
 from __future__ import annotations

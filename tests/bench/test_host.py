@@ -40,9 +40,9 @@ def test_every_operator_is_measured_with_its_launches_and_written_down(tmp_path)
     assert rows["selective_scan"]["launches"] >= 5
     assert rows["mamba1_inner"]["launches"] == rows["selective_scan"]["launches"] + 3  # one more forward convolution
     for row in rows.values():
-        times = row["microseconds"]
-        assert 0 < times["forward"]["min"] <= times["forward"]["median"]
-        assert times["both"]["min"] > max(times["forward"]["min"], times["backward"]["min"])
+        assert set(row["microseconds"]) == {"forward", "backward", "both"}
+        for times in row["microseconds"].values():
+            assert 0 < times["min"] <= times["median"]
 
 
 AFTERWARDS = """
