@@ -54,11 +54,13 @@ each_operator = pytest.mark.parametrize("name", CASES)
 
 
 @each_operator
-def test_a_mode_sees_the_operators_and_changes_nothing(name):
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_mode_sees_the_operators_and_changes_nothing(name, autocast):
     function, inputs = CASES[name][0], CASES[name][1]()
-    unwatched = function(inputs)
-    with Watcher() as watcher:
-        watched = function(inputs)
+    with torch.autocast(DEVICE, torch.bfloat16, enabled=autocast):
+        unwatched = function(inputs)
+        with Watcher() as watcher:
+            watched = function(inputs)
     assert {f"packmamba.{name}.default", f"packmamba.{name}_backward.default"} <= set(watcher.seen)
     for key, value in unwatched.items():
         assert_identical(key, value, watched[key])
