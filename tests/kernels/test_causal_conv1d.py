@@ -85,6 +85,12 @@ def test_equals_the_definition(lengths):
     assert_same_as_definition(make_inputs(lengths), cu_seqlens_of(lengths))
 
 
+def test_filters_sum_over_more_segments_than_a_program_adds_at_once():
+    lengths = [1, 2, 5] * 12
+    for bias in (True, False):
+        assert_same_as_definition(make_inputs(lengths, 67, bias=bias), cu_seqlens_of(lengths))
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", ["1", "65-64-63"])
 def test_equals_the_definition_in_16_bits(name, dtype):
@@ -281,8 +287,9 @@ def test_the_bits_of_a_document_do_not_depend_on_its_place(channels, dtype):
 
 
 def test_every_output_element_is_written(monkeypatch):
-    empty, new_empty = torch.empty, torch.Tensor.new_empty
+    empty, empty_like, new_empty = torch.empty, torch.empty_like, torch.Tensor.new_empty
     monkeypatch.setattr(torch, "empty", lambda *a, **k: poisoned(empty(*a, **k)))
+    monkeypatch.setattr(torch, "empty_like", lambda *a, **k: poisoned(empty_like(*a, **k)))
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda *a, **k: poisoned(new_empty(*a, **k)))
     lengths = [1, 66, 3]
     for name, value in run(causal_conv1d, make_inputs(lengths, 130), cu_seqlens_of(lengths)).items():

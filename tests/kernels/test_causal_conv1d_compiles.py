@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+from packmamba_kernels._triton import LAUNCH_OPTIONS
 from packmamba_kernels.causal_conv1d import launch
+from packmamba_kernels.causal_conv1d.kernel import causal_conv1d_sum_kernel
 
-from packmamba.bench.compiled import ARCHITECTURES
+from packmamba.bench.compiled import ARCHITECTURES, compile_kernel
 from packmamba.bench.instructions import CONV_KERNELS, compile_conv
 
 
@@ -22,6 +24,17 @@ def test_compiles_without_spills(name, architecture, dtype, width, states):
     if not states:
         assert compiled.layout_conversions == 0
         assert compiled.shared == 0
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "fp64"])
+@pytest.mark.parametrize("architecture", ARCHITECTURES)
+def test_the_sum_of_the_filters_parts_compiles_without_spills(architecture, dtype):
+    pointers = {"partial": dtype, "dweight": "bf16", "dbias": "bf16"}
+    constants = {"W": 8, "HAS_BIAS": True} | launch.SUM
+    options = {"num_warps": constants.pop("num_warps"), **LAUNCH_OPTIONS}
+    assert (
+        compile_kernel(causal_conv1d_sum_kernel, pointers, constants, architecture=architecture, **options).stack == 0
+    )
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)

@@ -255,3 +255,36 @@ def causal_conv1d_bwd_kernel(
     for w in tl.static_range(W):
         tl.store(p_partial + w * E, dtaps[w], mask=m_e)
     tl.store(p_partial + W * E, b_dbias, mask=m_e)
+
+
+@triton.jit(do_not_specialize=["num_parts"])
+def causal_conv1d_sum_kernel(
+    partial,  # (num_parts, W+1, E)
+    dweight,  # (E, W)
+    dbias,  # (E,)
+    num_parts,
+    E,
+    W: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    BE: tl.constexpr,
+    ROWS: tl.constexpr,
+):
+    """dweight and dbias, each column of `partial` added up in a fixed order, by W + 1 rows of programs."""
+    blocks = tl.cdiv(E, BE)
+    i_w, i_b = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    o_e = i_b * BE + tl.arange(0, BE)
+    m_e = o_e < E
+    b_sum = tl.zeros([ROWS, BE], partial.dtype.element_ty)  # [ROWS, BE]
+    for i in range(0, num_parts, ROWS):
+        o_part = i + tl.arange(0, ROWS)[:, None]
+        b_sum += tl.load(
+            partial + (o_part * (W + 1) + i_w).to(tl.int64) * E + o_e[None, :],
+            mask=(o_part < num_parts) & m_e[None, :],
+            other=0.0,
+        )
+    b_total = tl.sum(b_sum, 0)  # [BE]
+    if i_w < W:
+        tl.store(dweight + o_e * W + i_w, b_total.to(dweight.dtype.element_ty), mask=m_e)
+    else:
+        if HAS_BIAS:
+            tl.store(dbias + o_e, b_total.to(dbias.dtype.element_ty), mask=m_e)

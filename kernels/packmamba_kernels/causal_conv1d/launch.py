@@ -9,7 +9,11 @@ import triton.language as tl
 from torch import Tensor
 
 from packmamba_kernels._triton import LAUNCH_OPTIONS, cdiv, device_of, empty_like
-from packmamba_kernels.causal_conv1d.kernel import causal_conv1d_bwd_kernel, causal_conv1d_fwd_kernel
+from packmamba_kernels.causal_conv1d.kernel import (
+    causal_conv1d_bwd_kernel,
+    causal_conv1d_fwd_kernel,
+    causal_conv1d_sum_kernel,
+)
 from packmamba_kernels.launcher import launches
 
 FORWARD = {"BE": 128, "ROWS": 8}
@@ -17,6 +21,9 @@ BACKWARD = {"BE": 128, "ROWS": 3}
 """Channels a program and tokens loaded at a time, the same for sm_80 to sm_120: 16-bit inputs take 8 bytes a lane and
 row; without initial states 64 to 96 registers at W = 4, so that 20 to 32 warps are resident on an SM. Three rows, not
 four, in the backward: at four the compiler keeps every row's address in vector registers (165)."""
+
+SUM = {"BE": 64, "ROWS": 32, "num_warps": 4}
+"""Channels a program, and rows of partial sums that it loads at a time."""
 
 FP64_BE = 32
 """Channels a program for fp64, where 128 would spill."""
@@ -102,16 +109,17 @@ def backward(
     num_segments = segments[0].shape[0]
     segments_per_program = cdiv(num_segments, MAX_PARTIALS)
     num_programs = cdiv(num_segments, segments_per_program)
-    dout, dfinal_states = dout.contiguous(), _contiguous(dfinal_states)
     rows, bias_row, initial = weight.contiguous(), _contiguous(bias), _contiguous(initial_states)
     dx = empty_like(x)
     dinitial_states = x.new_empty(0)
     if initial_states is not None:
         dinitial_states = empty_like(initial_states)
+    dweight, dbias = empty_like(weight), x.new_empty(0) if bias is None else empty_like(bias)
     sum_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     partial = torch.empty(num_programs, width + 1, channels, dtype=sum_dtype, device=x.device)
-    given, tables = (x, rows, bias_row, initial, dout, dfinal_states), (cu_seqlens, *segments)
+    given, tables = (x, weight, bias, initial_states, dout, dfinal_states), (cu_seqlens, *segments)
     launch = launches(given, tables, "conv backward", width, channels, activation)
+    dout, dfinal_states = dout.contiguous(), _contiguous(dfinal_states)
     with device_of(x):
         launch(
             "backward",
@@ -131,9 +139,11 @@ def backward(
                 SILU=activation == "silu",
             ),
         )  # fmt: skip
-    sums = partial.sum(0)  # (W+1, E)
-    dweight = empty_like(weight).copy_(sums[:width].T)
-    dbias = x.new_empty(0)
-    if bias is not None:
-        dbias = empty_like(bias).copy_(sums[width])
+        launch(
+            "sum",
+            causal_conv1d_sum_kernel,
+            (width + 1) * cdiv(channels, SUM["BE"]),
+            (partial, dweight, dbias, num_programs, channels),
+            lambda: {"W": width, "HAS_BIAS": bias is not None, **SUM},
+        )
     return dx, dweight, dbias, dinitial_states
