@@ -183,7 +183,7 @@ def test_a_copied_batch_is_the_same(again, device):
         assert torch.equal(twin.packing.cu_seqlens, batch.packing.cu_seqlens)
         for level, twin_level in zip(batch.packing.schedule.levels, twin.packing.schedule.levels, strict=True):
             assert level.size == twin_level.size
-            for name in ("start", "length", "seq", "cu_segments", "order"):
+            for name in ("start", "length", "seq", "cu_segments", "order", "items", "item_order"):
                 assert torch.equal(getattr(level, name), getattr(twin_level, name))
 
 

@@ -21,6 +21,10 @@ CHUNK = 64
 SIZES = (CHUNK, 256, 1024, 4096)
 """Segment sizes of a schedule. An op takes the largest that still gives the device enough programs."""
 
+ITEM = 256
+"""Tokens of an item, about. Shorter documents share one: their programs then are as few and as long as others, and read
+parameters once for all of them."""
+
 
 @dataclass(frozen=True, eq=False)
 class Segments:
@@ -40,8 +44,13 @@ class Segments:
     cu_segments: Tensor
     """int32 (S+1,): document s owns the segments cu_segments[s] to cu_segments[s+1]."""
     order: Tensor
-    """int32 (I,): the segments, longest first, the order in which programs take them. Those that another segment of
-    their document follows, all `size` tokens long, come before all others; ties keep token order."""
+    """int32 (I,): the segments, longest first. Those that another segment of their document follows, all `size` tokens
+    long, come before all others; ties keep token order."""
+    items: Tensor
+    """int32 (K+1,): item k is the segments items[k] to items[k+1], those that start in its stretch of ITEM tokens of
+    the pack (of `size` tokens, where that is less). Some have none."""
+    item_order: Tensor
+    """int32 (K,): the items, most tokens first, the order in which programs take them."""
 
     @property
     def num_segments(self) -> int:
@@ -82,18 +91,25 @@ class Schedule:
         return Schedule(self.num_tokens, tuple(level.pin_memory() for level in self.levels))
 
 
-def build_segments(cu_seqlens: Tensor, size: int, num_segments: int | None = None) -> Segments:
+def most_segments(size: int, num_tokens: int, num_seqs: int) -> int:
+    """The most segments that so many documents of so many tokens in all can have."""
+    return num_tokens // size + num_seqs
+
+
+def build_segments(cu_seqlens: Tensor, size: int, num_tokens: int | None = None) -> Segments:
     """Cuts documents each `size` tokens.
 
-    cu_seqlens: int32 (S+1,), strictly increasing from 0. num_segments: rows of the tables, at least the number of
-    segments; None: exactly that number, which is read back from the tensor.
+    cu_seqlens: int32 (S+1,), strictly increasing from 0. num_tokens: T, and then nothing is read back from the tensor,
+    and the tables have room for the most segments that there can be; None: they have as many rows as segments.
     """
     cu_seqlens = cu_seqlens.long()
     lengths = cu_seqlens.diff()
     counts = (lengths + (size - 1)) // size
     cu_segments = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
-    if num_segments is None:
-        num_segments = int(cu_segments[-1])
+    if num_tokens is None:
+        num_tokens, num_segments = int(cu_seqlens[-1]), int(cu_segments[-1])
+    else:
+        num_segments = most_segments(size, num_tokens, lengths.shape[0])
     segment = torch.arange(num_segments, device=cu_seqlens.device)
     seq = torch.searchsorted(cu_segments[1:], segment, right=True).clamp(max=lengths.shape[0] - 1)
     offset = (segment - cu_segments[seq]) * size
@@ -101,7 +117,12 @@ def build_segments(cu_seqlens: Tensor, size: int, num_segments: int | None = Non
     length = left.clamp(max=size)
     start = torch.minimum(cu_seqlens[seq] + offset, cu_seqlens[-1])
     order = torch.argsort(2 * length + (left > size), descending=True, stable=True)
-    return Segments(size, *(table.int() for table in (start, length, seq, cu_segments, order)))
+    step = min(size, ITEM)
+    stretch = torch.arange(-(-num_tokens // step) + 1, device=cu_seqlens.device) * step
+    items = torch.minimum(torch.searchsorted(start, stretch), cu_segments[-1])
+    tokens = torch.cat([start, cu_seqlens[-1:]])[items].diff()
+    item_order = torch.argsort(tokens, descending=True, stable=True)
+    return Segments(size, *(table.int() for table in (start, length, seq, cu_segments, order, items, item_order)))
 
 
 def build_schedule(cu_seqlens: Tensor, num_tokens: int | None = None) -> Schedule:
@@ -113,6 +134,4 @@ def build_schedule(cu_seqlens: Tensor, num_tokens: int | None = None) -> Schedul
     """
     if num_tokens is None:
         return Schedule(int(cu_seqlens[-1]), tuple(build_segments(cu_seqlens, size) for size in SIZES))
-    num_seqs = cu_seqlens.shape[0] - 1
-    levels = tuple(build_segments(cu_seqlens, size, num_tokens // size + num_seqs) for size in SIZES)
-    return Schedule(num_tokens, levels)
+    return Schedule(num_tokens, tuple(build_segments(cu_seqlens, size, num_tokens) for size in SIZES))

@@ -100,7 +100,7 @@ class _Mamba1Inner(torch.autograd.Function):
 
 def _parts(boundaries: list[Any]) -> tuple[Tensor, list[Any], list[Any]]:
     """cu_seqlens, and the tables of the scan's and the convolution's segments."""
-    return boundaries[0], boundaries[1:6], boundaries[6:] or boundaries[1:4]
+    return boundaries[0], boundaries[1:8], boundaries[8:] or boundaries[1:4]
 
 
 def _split(narrow: Tensor, W_dt: Tensor, A: Tensor) -> tuple[Tensor, ...]:

@@ -103,8 +103,8 @@ def assert_same_as_definition(function, inputs, cu_seqlens, rounding=1.0, **flag
 def assert_backward_gives_the_output_again(lengths, **options):
     """For callers that do not keep the output; the gradients stay what they are."""
     inputs, cu_seqlens = make_inputs(lengths, **options), cu_seqlens_of(lengths)
-    out, _, starts = op._selective_scan(*inputs.values(), cu_seqlens, *[None] * 5, True, False)
-    given = (torch.randn_like(out), None, *inputs.values(), starts, cu_seqlens, *[None] * 5, True)
+    out, _, starts = op._selective_scan(*inputs.values(), cu_seqlens, *[None] * 7, True, False)
+    given = (torch.randn_like(out), None, *inputs.values(), starts, cu_seqlens, *[None] * 7, True)
     *gradients, again = op._selective_scan_backward(*given, True)
     assert_close("out", out, again, 1e-6)
     *wanted, nothing = op._selective_scan_backward(*given, False)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packmamba_kernels.schedule import CHUNK, SIZES, build_schedule, build_segments
+from packmamba_kernels.schedule import CHUNK, ITEM, SIZES, build_schedule, build_segments
 
 from tests.kernels.scan_cases import cu_seqlens_of
 
@@ -42,6 +42,37 @@ def assert_covers(segments, cu_seqlens, size):
     assert bool(is_followed[order][: int(followed.sum())].all())
 
 
+def assert_items(segments, cu_seqlens):
+    """Items are runs of segments: all of them, in token order, each where its first token lies in the pack."""
+    items, used = segments.items.long(), int(segments.cu_segments[-1])
+    num_tokens, step = int(cu_seqlens[-1]), min(segments.size, ITEM)
+    assert items.shape[0] - 1 == segments.item_order.shape[0] == -(-num_tokens // step)
+    assert (items[0], items[-1]) == (0, used)
+    owner = torch.arange(items.shape[0] - 1).repeat_interleave(items.diff())
+    assert torch.equal(owner, segments.start[:used].long() // step)
+    # Most tokens first; those without segments last.
+    tokens = torch.zeros(items.shape[0] - 1, dtype=torch.long)
+    tokens.index_add_(0, owner, segments.length[:used].long())
+    order = segments.item_order.long()
+    assert torch.equal(order.sort().values, torch.arange(order.shape[0]))
+    assert (tokens[order].diff() <= 0).all()
+    assert tokens.max() < step + segments.size
+
+
+@settings(max_examples=60)
+@given(lengths=st.lists(st.integers(1, 700), min_size=1, max_size=40), size=st.sampled_from([1, 7, CHUNK, 256, 1024]))
+def test_every_segment_belongs_to_the_item_in_whose_stretch_it_starts(lengths, size):
+    cu_seqlens = cu_seqlens_of(lengths)
+    assert_items(build_segments(cu_seqlens, size), cu_seqlens)
+    assert_items(build_segments(cu_seqlens, size, sum(lengths)), cu_seqlens)
+
+
+def test_short_documents_share_items():
+    segments = build_segments(cu_seqlens_of([10] * 1000), 1024)
+    assert segments.num_segments == 1000
+    assert segments.item_order.shape[0] == 10_000 // ITEM + 1
+
+
 @settings(max_examples=60)
 @given(lengths=st.lists(st.integers(1, 700), min_size=1, max_size=40), size=st.sampled_from([1, 7, CHUNK, 256]))
 def test_every_token_belongs_to_one_segment_of_its_document(lengths, size):
@@ -61,7 +92,8 @@ def test_tables_built_without_reading_a_value_hold_the_same_segments(lengths):
         assert level.num_segments == sum(lengths) // level.size + len(lengths) >= n
         for name in ("start", "length", "seq", "order"):
             assert torch.equal(getattr(wanted, name), getattr(level, name)[:n]), name
-        assert torch.equal(wanted.cu_segments, level.cu_segments)
+        for name in ("cu_segments", "items", "item_order"):
+            assert torch.equal(getattr(wanted, name), getattr(level, name)), name
 
 
 PACKS = {

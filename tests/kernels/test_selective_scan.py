@@ -83,6 +83,13 @@ def test_steps_where_softplus_is_linear_equal_the_definition():
     assert_same_as_definition(selective_scan, inputs, cu_seqlens_of(lengths))
 
 
+def test_gradients_are_right_where_states_decay_within_a_step():
+    lengths = [70, 3]
+    inputs = make_inputs(lengths)
+    inputs["delta_bias"], inputs["A"] = inputs["delta_bias"] + 30, inputs["A"].clamp(max=-0.7)
+    assert_same_as_definition(selective_scan, inputs, cu_seqlens_of(lengths), final_states=False)
+
+
 def test_one_document_is_the_default():
     inputs = make_inputs([150], initial=False)
     whole = run(selective_scan, inputs, None)
@@ -229,8 +236,8 @@ def test_a_leak_between_documents_is_noticed(monkeypatch):
     forward, backward = reference.forward, reference.backward
 
     def one_document(tables):
-        start, length, seq, cu_segments, order = tables
-        return start, length, seq, cu_segments[[0, -1]], order
+        start, length, seq, cu_segments, *rest = tables
+        return start, length, seq, cu_segments[[0, -1]], *rest
 
     def leaky_forward(*arguments):
         *rest, _, tables, softplus, final = arguments
@@ -264,8 +271,7 @@ def test_registered_as_torch_requires(full):
     lengths = [70, 3]
     inputs = make_inputs(lengths, 6, 4, 2, skip=full, gate=full, bias=full, initial=full)
     arguments = [v if v is None else v.requires_grad_() for v in inputs.values()]
-    segments = build_schedule(cu_seqlens_of(lengths)).chunks
-    tables = [getattr(segments, k) for k in ("start", "length", "seq", "cu_segments", "order")] if full else [None] * 5
+    tables = op.segment_tables(inputs["u"], build_schedule(cu_seqlens_of(lengths)) if full else None)
     torch.library.opcheck(op._selective_scan, (*arguments, cu_seqlens_of(lengths), *tables, True, full))
 
 

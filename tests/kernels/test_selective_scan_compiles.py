@@ -12,6 +12,8 @@ MAIN = ("forward", "forward_sweep", "reverse_sweep")
 IN_A_MIXER = dict.fromkeys(("HAS_INITIAL", "STORE_FINAL", "HAS_DFINAL"), False)
 """Everything else is there: the output is computed again, for it is not kept."""
 HELPERS = ("segment_states", "segment_grads", "fold_states")
+WALKS = tuple(name for name in SCAN_KERNELS if name != "fold_states")
+"""Those with a loop over tokens."""
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -23,17 +25,37 @@ HELPERS = ("segment_states", "segment_grads", "fold_states")
 )
 def test_sixteen_states_compile_without_spills(name, architecture, dtype, even, flags):
     compiled = compile_scan(name, architecture, dtype=dtype, even=even, flags=flags)
-    assert compiled.stack == 0
-    # The state tile stays where it is: only rows of inputs and outputs, which are a value or two a lane, change layout.
+    assert_no_spills(compiled, outside=64 if architecture == 80 else 0)
+    # The state tile stays where it is: only rows of inputs and outputs, which are a value or two a lane, change layout,
+    # and pairs of channels' parts of dB or dC, once.
     tile = launch.BACKWARD[16].BE
-    assert set(compiled.hot_conversions) <= {f"{tile}xf32", f"{tile}xbf16", "16xf32"}
+    allowed = {f"{tile}xf32", f"{tile}xbf16", "16xf32", f"16x{tile // 4}x2xf32"}
+    assert set(compiled.hot_conversions) <= allowed
+    assert compiled.hot_conversions.count(f"16x{tile // 4}x2xf32") == (name != "forward")
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 @pytest.mark.parametrize("name", MAIN)
 @pytest.mark.parametrize("states", [32, 64, 128])
-def test_many_states_compile_without_spills(name, architecture, states):
-    assert compile_scan(name, architecture, states=states, even=False).stack == 0
+def test_many_states_compile_without_spills_in_the_loop(name, architecture, states):
+    assert_no_spills(compile_scan(name, architecture, states=states, even=False), outside=0 if states == 32 else 80)
+
+
+def assert_no_spills(compiled, outside=0):
+    """None in the loop over tokens. outside: bytes that may be spilled where they are fetched again once a chunk."""
+    assert compiled.stack <= outside
+    assert compiled.hot_loop["LDL"] + compiled.hot_loop["STL"] == 0
+
+
+@pytest.mark.parametrize("name", WALKS)
+@pytest.mark.parametrize("states", [4, 8, 16, 64, 128])
+def test_rows_of_inputs_reach_the_loop_by_asynchronous_copies(name, states):
+    """Two in the passing of states, three or more else; B and C are one. With 64 states and more, 2-byte rows of a
+    backward's 32 channels are too narrow."""
+    loop = compile_scan(name, 90, states=states).hot_loop
+    assert loop["LDGSTS"] >= 2
+    if states <= 16 or name == "forward":
+        assert loop["LDG"] == 0
 
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
@@ -43,8 +65,8 @@ def test_the_passing_of_states_compiles_without_spills(name, architecture):
 
 
 def test_inner_loops_are_as_short_as_they_were():
-    """Instructions of one token and 64 channels for sm_90, with a tenth to spare for other compilers: 285, 622, 614."""
-    bounds = {"forward": 315, "forward_sweep": 685, "reverse_sweep": 675}
+    """Instructions of one token and 64 channels for sm_90, with a tenth to spare for other compilers: 323, 520, 523."""
+    bounds = {"forward": 355, "forward_sweep": 575, "reverse_sweep": 575}
     for name, bound in bounds.items():
         loop = compile_scan(name, 90).hot_loop
         assert 200 < loop.total() < bound, name
@@ -53,8 +75,8 @@ def test_inner_loops_are_as_short_as_they_were():
 
 
 def test_enough_warps_are_resident_to_keep_the_exponentials_busy():
-    for name in MAIN:
-        assert compile_scan(name, 90).resident_warps() >= 8, name
+    for name, warps in (("forward", 16), ("forward_sweep", 8), ("reverse_sweep", 8)):
+        assert compile_scan(name, 90).resident_warps() >= warps, name
 
 
 def test_the_spill_check_sees_spills():

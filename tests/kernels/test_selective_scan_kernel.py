@@ -122,10 +122,16 @@ def test_tiny_and_huge_steps_equal_the_definition(shift):
     assert_same_as_definition(selective_scan, inputs, cu_seqlens_of([70, 20]))
 
 
-def test_few_programs_that_take_many_segments_equal_the_definition(monkeypatch):
+def test_gradients_are_right_where_states_decay_within_a_step():
+    inputs = make_inputs([70, 3])
+    inputs["delta_bias"], inputs["A"] = inputs["delta_bias"] + 30, inputs["A"].clamp(max=-0.7)
+    assert_same_as_definition(selective_scan, inputs, cu_seqlens_of([70, 3]), final_states=False)
+
+
+def test_few_programs_that_take_many_items_equal_the_definition(monkeypatch):
     from packmamba_kernels.selective_scan import launch
 
-    monkeypatch.setattr(launch, "PARTIAL_SUMS", 2 * 6 * 4)
+    monkeypatch.setattr(launch, "PARTIAL_SUMS", 1)
     assert_kernel_same_as_definition([5, 66, 1, 3])
 
 
@@ -249,9 +255,7 @@ def test_registered_as_torch_requires(full):
     lengths = [2, 1]
     inputs = make_inputs(lengths, 2, 4, skip=full, gate=full, bias=full, initial=full)
     arguments = [v if v is None else v.requires_grad_() for v in inputs.values()]
-    segments = build_schedule(cu_seqlens_of(lengths)).chunks
-    names = ("start", "length", "seq", "cu_segments", "order")
-    tables = [getattr(segments, name) for name in names] if full else [None] * 5
+    tables = op.segment_tables(inputs["u"], build_schedule(cu_seqlens_of(lengths)) if full else None)
     torch.library.opcheck(op._selective_scan, (*arguments, cu_seqlens_of(lengths), *tables, True, full))
 
 

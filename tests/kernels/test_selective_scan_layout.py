@@ -10,6 +10,7 @@ import math
 import pytest
 import torch
 from packmamba_kernels._triton import INTERPRET, LAUNCH_OPTIONS, cdiv
+from packmamba_kernels.selective_scan.layout import from_matrices, matrix_shape, to_matrices
 
 from packmamba.bench.compiled import ARCHITECTURES, compile_kernel
 from tests.support import DEVICE, assert_close, assert_identical
@@ -18,15 +19,20 @@ launching = pytest.mark.skipif(not INTERPRET and DEVICE == "cpu", reason="run by
 compiling = pytest.mark.skipif(INTERPRET, reason="the interpreter compiles nothing")
 
 
-def prepare(A, B, C):
-    """As the operator does it: A2, and what the walks take for B and C."""
-    from packmamba_kernels.launcher import launches
-    from packmamba_kernels.selective_scan.launch import _prepare
+def matrices(x):
+    """(S, E, N) as it lies, read off the definition: channel e of state n at octet e // 8, n, e % 8."""
+    lying = torch.zeros(x.shape[0], cdiv(x.shape[1], 8), x.shape[2], 8, device=x.device)
+    for e in range(x.shape[1]):
+        lying[:, e // 8, :, e % 8] = x[:, e]
+    return lying
 
-    rows, states, groups = B.shape[0], A.shape[1], B.numel() // (B.shape[0] * A.shape[1])
-    A2 = torch.full((states, A.shape[0]), float("nan"), device=DEVICE)
-    B32, C32 = (torch.full((rows, groups, states), float("nan"), device=DEVICE) for _ in range(2))
-    return A2, *_prepare(launches((A, B, C), (), *A.shape, groups), A, B, C, A2, B32, C32)
+
+@pytest.mark.parametrize("channels", [1, 8, 67])
+def test_states_come_back_from_how_they_lie(channels):
+    x = torch.randn(3, channels, 4, device=DEVICE)
+    assert_identical("matrices", matrices(x), to_matrices(x))
+    assert matrix_shape(channels, 4) == to_matrices(x).shape[1:]
+    assert_identical("states", x, from_matrices(to_matrices(x), channels))
 
 
 @launching
@@ -34,27 +40,21 @@ def prepare(A, B, C):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("states", [4, 16, 128])
 def test_parameters_are_converted_exactly(states, dtype, groups):
+    from packmamba_kernels.launcher import launches
+    from packmamba_kernels.selective_scan.launch import _prepare
+
     generator = torch.Generator().manual_seed(0)
     tokens, channels = 77, 67
     shape = (tokens, states) if groups is None else (tokens, groups, states)
     A = torch.randn(states, channels, generator=generator).to(DEVICE).T
     whole = torch.randn(tokens, 2 * states * (groups or 1) + 5, generator=generator).to(DEVICE, dtype)
     B, C = (part.unflatten(1, shape[1:]) for part in whole[:, 5:].chunk(2, 1))
-    A2, B32, C32 = prepare(A, B, C)
-    assert_identical("A", (A.T * (1 / math.log(2))).contiguous(), A2)
-    for name, given, converted in (("B", B, B32), ("C", C, C32)):
-        assert converted.is_contiguous()
-        assert_identical(name, given.float().reshape(tokens, -1, states), converted)
-
-
-@launching
-def test_what_is_converted_already_is_not_copied():
-    A, B, C = (torch.randn(5, 4, device=DEVICE) for _ in range(3))
-    _, B32, C32 = prepare(A, B, C)
-    assert (B32.data_ptr(), C32.data_ptr()) == (B.data_ptr(), C.data_ptr())
-    _, B32, C32 = prepare(A, B, C.bfloat16())
-    assert_identical("B", B, B32.squeeze(1))
-    assert_identical("C", C.bfloat16().float(), C32.squeeze(1))
+    A2 = torch.full(matrix_shape(channels, states), float("nan"), device=DEVICE)
+    BC = torch.full((tokens, groups or 1, states, 2), float("nan"), device=DEVICE)
+    _prepare(launches((A, B, C), (), *A.shape, groups), A, B, C, A2, BC)
+    assert_identical("A", matrices((A * (1 / math.log(2)))[None])[0], A2)
+    for i, (name, given) in enumerate((("B", B), ("C", C))):
+        assert_identical(name, given.float().reshape(tokens, -1, states), BC[..., i].contiguous())
 
 
 @launching
@@ -74,15 +74,15 @@ def test_parts_are_added_up(parts, optional, groups):
         return torch.full(shape, float("nan"), device=DEVICE)
 
     dB_parts, dC_parts = (normal(groups, blocks, tokens, states) for _ in range(2))
-    dA_parts, dD_parts, dbias_parts = normal(parts, states, channels), normal(parts, channels), normal(parts, channels)
+    dA_parts, dD_parts, dbias_parts = normal(parts, channels, states), normal(parts, channels), normal(parts, channels)
     dB, dC, dA = unset(tokens, groups, states), unset(tokens, groups, states), unset(channels, states)
     dD, dbias = (unset(channels), unset(channels)) if optional else (None, None)
     programs = (states + 2) * cdiv(channels, block) + groups * cdiv(tokens, 1024 // states)
     finish_kernel[(programs,)](
-        dB_parts, dC_parts, dA_parts, dD_parts, dbias_parts, dB, dC, dA, dD, dbias, tokens, blocks, parts, channels,
-        groups, N=states, BE=block, ROWS=32, HAS_D=optional, HAS_BIAS=optional,
+        dB_parts, dC_parts, to_matrices(dA_parts), dD_parts, dbias_parts, dB, dC, dA, dD, dbias, tokens, blocks, parts,
+        channels, groups, N=states, BE=block, ROWS=32, HAS_D=optional, HAS_BIAS=optional,
     )  # fmt: skip
-    assert_close("dA", dA_parts.double().sum(0).T, dA, 1e-6)
+    assert_close("dA", dA_parts.double().sum(0), dA, 1e-6)
     assert_close("dB", dB_parts.double().sum(1).transpose(0, 1), dB, 1e-6)
     assert_close("dC", dC_parts.double().sum(1).transpose(0, 1), dC, 1e-6)
     if optional:

@@ -15,7 +15,7 @@ from packmamba_kernels._dispatch import direct, unobserved
 from packmamba_kernels._triton import runs_kernel
 from packmamba_kernels.causal_conv1d import reference
 from packmamba_kernels.checks import check_bounds, check_cu_seqlens, check_once, check_schedule
-from packmamba_kernels.schedule import Schedule, build_segments
+from packmamba_kernels.schedule import Schedule, build_segments, most_segments
 
 MIN_WIDTH, MAX_WIDTH = 2, 8
 ACTIVATIONS = (None, "silu")
@@ -150,9 +150,9 @@ def _given_or_built_segments(
         return start, length, seq
     num_tokens, channels = x.shape
     num_seqs = cu_seqlens.shape[0] - 1
-    most = {size: num_tokens // size + num_seqs for size in SEGMENT_SIZES}
+    most = {size: most_segments(size, num_tokens, num_seqs) for size in SEGMENT_SIZES}
     size = max((size for size in most if _enough_programs(most[size], channels)), default=SEGMENT_SIZES[0])
-    segments = build_segments(cu_seqlens, size, most[size])
+    segments = build_segments(cu_seqlens, size, num_tokens)
     return segments.start, segments.length, segments.seq
 
 

@@ -1,25 +1,34 @@
 """Triton kernels of the packed selective scan: forward, and how state passes between the segments of a long document.
 
-A program owns BE channels and walks down the tokens of a segment, which lies inside one document, with the state
-[N, BE] in registers. A reset is where a walk begins. A document longer than one segment takes three launches: each
-segment that another one follows is walked from a zero state (`segment_states`), the results are folded along the
-document (`fold_states`), and then every segment is walked from its true state. A link joins a segment to the one that
-follows it; the link from segment i of document s has row i - s in the tables of links.
+A program owns BE channels and walks down the tokens of an item: of segments that lie one after the other, each inside
+one document, with the state [N, BE] in registers. A reset is where the walk of a segment begins. A document longer than
+one segment takes three launches: each segment that another one follows is walked from a zero state (`segment_states`),
+the results are folded along the document (`fold_states`), and then every segment is walked from its true state. A link
+joins a segment to the one that follows it; the link from segment i of document s has row i - s in the tables of links.
 
-The inputs of the next token are loaded while this one is computed.
+The loops over tokens are pipelined: the inputs of the next tokens are on their way to shared memory, and in no
+registers, while this one is computed. A prefetch into registers does not work: the copy to the registers of this token
+at the end of an iteration waits for the load.
 
 Names: p_ pointers, b_ blocks of values, o_ offsets, m_ masks; bos is a segment's first token, i_w a program's place in
-the order of segments. A comes as (N, E) times log2(e), B and C as contiguous fp32 (T, G, N), states as (rows, N, E).
-Numbers that change from pack to pack are not specialised on, so that nothing compiles again.
+the order of items or segments. B and C come together, as contiguous fp32 (T, G, N, 2), A and states as `tile_of` says,
+A times log2(e). Numbers that change from pack to pack are not specialised on, so that nothing compiles again.
 T tokens in a pack · S sequences (documents) · E channels · N states of a channel · G groups of B and C.
 """
 
+# pyright: reportGeneralTypeIssues=false
+# tl.range is no iterator outside of a kernel.
 from __future__ import annotations
 
 import triton
 import triton.language as tl
 
+from packmamba_kernels.selective_scan import layout
+
 LOG2_E = tl.constexpr(1.4426950408889634)
+OCTET = tl.constexpr(layout.OCTET)
+STAGES = tl.constexpr(3)
+"""Of the pipelined loops: tokens whose inputs are in shared memory or on their way to it."""
 
 
 @triton.jit
@@ -69,11 +78,24 @@ def channels_of(i_b, width, BE: tl.constexpr, EVEN: tl.constexpr):
 
 
 @triton.jit
-def tile_of(o_e, E, N: tl.constexpr, RUN: tl.constexpr):
-    """Offsets [N, BE] into an (N, E) matrix. RUN: adjacent channels that a lane takes. Without that hint the compiler
-    takes as many as fit one load instruction and gives what is left of a warp's lanes to the states."""
-    o_tile = tl.arange(0, N)[:, None] * E + o_e[None, :]
+def tile_of(o_e, N: tl.constexpr, RUN: tl.constexpr):
+    """Offsets [N, BE] into a matrix (ceil(E/8), N, 8), which holds eight channels together: that of a state is that of
+    its channel plus a constant, and takes no register. RUN: adjacent channels that a lane takes. Without that hint the
+    compiler takes as many as fit one load instruction and gives what is left of a warp's lanes to the states."""
+    o_tile = (o_e // OCTET * (N * OCTET) + o_e % OCTET)[None, :] + tl.arange(0, N)[:, None] * OCTET
     return tl.max_contiguous(o_tile, [1, RUN])
+
+
+@triton.jit
+def size_of(E, N: tl.constexpr):
+    """Elements of such a matrix."""
+    return tl.cast(tl.cdiv(E, OCTET), tl.int64) * (N * OCTET)
+
+
+@triton.jit
+def load_pair(p_BC, i_row, N: tl.constexpr):
+    """B and C of a token and group, [N] each. They lie as pairs: one copy to shared memory brings both."""
+    return tl.split(tl.reshape(tl.load(p_BC + i_row * (2 * N) + tl.arange(0, 2 * N)), [N, 2]))
 
 
 @triton.jit
@@ -85,74 +107,58 @@ def load_parameter(p_x, o_e, m_e, GIVEN: tl.constexpr):
     return b_x
 
 
-@triton.jit(do_not_specialize=["num_seqs"])
+@triton.jit
 def selective_scan_fwd_kernel(
-    p_u, p_delta, p_z, p_B, p_C, p_A, p_D, p_bias, p_initial, p_links, p_out, p_final,
-    p_start, p_length, p_seq, p_cu_segments, p_order, num_seqs,
+    p_u, p_delta, p_z, p_BC, p_A, p_D, p_bias, p_initial, p_links, p_out, p_final,
+    p_start, p_length, p_seq, p_cu_segments, p_items, p_item_order,
     stride_u, stride_delta, stride_z, E, width, G,
     N: tl.constexpr, BE: tl.constexpr, RUN: tl.constexpr, EVEN: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_INITIAL: tl.constexpr, HAS_LINKS: tl.constexpr, STORE_FINAL: tl.constexpr,
 ):  # fmt: skip
-    """out of one segment, and the final state if it ends its document."""
+    """out of the segments of one item, and the final states of the documents that end with one of them."""
     blocks = G * tl.cdiv(width, BE)
     i_w, i_b = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    if i_w >= tl.load(p_cu_segments + num_seqs):
+    i_item = tl.load(p_item_order + i_w)
+    i_first, i_end = tl.load(p_items + i_item), tl.load(p_items + i_item + 1)
+    if i_first == i_end:
         return
-    i_segment = tl.load(p_order + i_w)
-    i_seq = tl.load(p_seq + i_segment)
-    bos, n = tl.load(p_start + i_segment).to(tl.int64), tl.load(p_length + i_segment)
-    first = i_segment == tl.load(p_cu_segments + i_seq)
-    last = i_segment + 1 == tl.load(p_cu_segments + i_seq + 1)
-
     i_g, o_e, m_e = channels_of(i_b, width, BE, EVEN)
-    o_n, o_tile = tl.arange(0, N), tile_of(o_e, E, N, RUN)
-    size = tl.cast(N, tl.int64) * E
-    b_A = tl.load(p_A + o_tile, mask=m_e[None, :], other=0.0)  # [N, BE]
+    o_tile = tile_of(o_e, N, RUN)
+    m_tile, size = m_e[None, :], size_of(E, N)
+    b_A = tl.load(p_A + o_tile, mask=m_tile, other=0.0)  # [N, BE]
     b_D, b_bias = load_parameter(p_D, o_e, m_e, HAS_D), load_parameter(p_bias, o_e, m_e, HAS_BIAS)  # [BE]
-    b_h = tl.zeros([N, BE], tl.float32)  # [N, BE]
-    if first:
-        if HAS_INITIAL:
-            b_h = tl.load(p_initial + i_seq * size + o_tile, mask=m_e[None, :], other=0.0)
-    else:
-        if HAS_LINKS:
-            b_h = tl.load(p_links + (i_segment - i_seq - 1) * size + o_tile, mask=m_e[None, :], other=0.0)
 
-    b_u = tl.load(p_u + bos * stride_u + o_e, mask=m_e, other=0.0)  # [BE]
-    b_delta = tl.load(p_delta + bos * stride_delta + o_e, mask=m_e, other=0.0)  # [BE]
-    b_B = tl.load(p_B + (bos * G + i_g) * N + o_n)  # [N]
-    b_C = tl.load(p_C + (bos * G + i_g) * N + o_n)  # [N]
-    b_z = b_u
-    if HAS_Z:
-        b_z = tl.load(p_z + bos * stride_z + o_e, mask=m_e, other=0.0)  # [BE]
-    for i in range(n):
-        t = bos + i
-        after = bos + tl.minimum(i + 1, n - 1)
-        next_u = tl.load(p_u + after * stride_u + o_e, mask=m_e, other=0.0)
-        next_delta = tl.load(p_delta + after * stride_delta + o_e, mask=m_e, other=0.0)
-        next_B = tl.load(p_B + (after * G + i_g) * N + o_n)
-        next_C = tl.load(p_C + (after * G + i_g) * N + o_n)
-        next_z = next_u
-        if HAS_Z:
-            next_z = tl.load(p_z + after * stride_z + o_e, mask=m_e, other=0.0)
-
-        b_x = b_u.to(tl.float32)
-        b_step, _ = step_of(b_delta, b_bias, SOFTPLUS)
-        b_h = tl.exp2(b_step[None, :] * b_A) * b_h + (b_step * b_x)[None, :] * b_B[:, None]  # [N, BE]
-        b_y = tl.sum(b_h * b_C[:, None], 0) + b_D * b_x  # [BE]
-        if HAS_Z:
-            b_gate = b_z.to(tl.float32)
-            b_y = b_y * (b_gate * sigmoid(b_gate))
-        tl.store(p_out + t * E + o_e, b_y.to(p_out.dtype.element_ty), mask=m_e)
-        b_u, b_delta, b_B, b_C, b_z = next_u, next_delta, next_B, next_C, next_z
-    if STORE_FINAL:
-        if last:
-            tl.store(p_final + i_seq * size + o_tile, b_h, mask=m_e[None, :])
+    for i_segment in range(i_first, i_end):
+        i_seq = tl.load(p_seq + i_segment)
+        bos, n = tl.load(p_start + i_segment).to(tl.int64), tl.load(p_length + i_segment)
+        b_h = tl.zeros([N, BE], tl.float32)  # [N, BE]
+        if i_segment == tl.load(p_cu_segments + i_seq):
+            if HAS_INITIAL:
+                b_h = tl.load(p_initial + i_seq * size + o_tile, mask=m_tile, other=0.0)
+        else:
+            if HAS_LINKS:
+                b_h = tl.load(p_links + (i_segment - i_seq - 1) * size + o_tile, mask=m_tile, other=0.0)
+        for i in tl.range(n, num_stages=STAGES):
+            t = bos + i
+            b_u = tl.load(p_u + t * stride_u + o_e, mask=m_e, other=0.0).to(tl.float32)  # [BE]
+            b_delta = tl.load(p_delta + t * stride_delta + o_e, mask=m_e, other=0.0)  # [BE]
+            b_B, b_C = load_pair(p_BC, t * G + i_g, N)  # [N]
+            b_step, _ = step_of(b_delta, b_bias, SOFTPLUS)
+            b_h = tl.fma(tl.exp2(b_step[None, :] * b_A), b_h, (b_step * b_u)[None, :] * b_B[:, None])  # [N, BE]
+            b_y = tl.sum(b_h * b_C[:, None], 0) + b_D * b_u  # [BE]
+            if HAS_Z:
+                b_z = tl.load(p_z + t * stride_z + o_e, mask=m_e, other=0.0).to(tl.float32)  # [BE]
+                b_y = b_y * (b_z * sigmoid(b_z))
+            tl.store(p_out + t * E + o_e, b_y.to(p_out.dtype.element_ty), mask=m_e)
+        if STORE_FINAL:
+            if i_segment + 1 == tl.load(p_cu_segments + i_seq + 1):
+                tl.store(p_final + i_seq * size + o_tile, b_h, mask=m_tile)
 
 
 @triton.jit
 def segment_states_kernel(
-    p_u, p_delta, p_B, p_A, p_bias, p_links, p_elapsed,
+    p_u, p_delta, p_BC, p_A, p_bias, p_links, p_elapsed,
     p_start, p_length, p_seq, p_cu_segments, p_order,
     stride_u, stride_delta, E, width, G,
     N: tl.constexpr, BE: tl.constexpr, RUN: tl.constexpr, EVEN: tl.constexpr,
@@ -167,25 +173,21 @@ def segment_states_kernel(
         return
     bos, n = tl.load(p_start + i_segment).to(tl.int64), tl.load(p_length + i_segment)
     i_g, o_e, m_e = channels_of(i_b, width, BE, EVEN)
-    o_n, o_tile = tl.arange(0, N), tile_of(o_e, E, N, RUN)
+    o_tile = tile_of(o_e, N, RUN)
     b_A = tl.load(p_A + o_tile, mask=m_e[None, :], other=0.0)  # [N, BE]
     b_bias = load_parameter(p_bias, o_e, m_e, HAS_BIAS)  # [BE]
     b_h, b_elapsed = tl.zeros([N, BE], tl.float32), tl.zeros([BE], tl.float32)
 
-    b_u = tl.load(p_u + bos * stride_u + o_e, mask=m_e, other=0.0)  # [BE]
-    b_delta = tl.load(p_delta + bos * stride_delta + o_e, mask=m_e, other=0.0)  # [BE]
-    b_B = tl.load(p_B + (bos * G + i_g) * N + o_n)  # [N]
-    for i in range(n):
-        after = bos + tl.minimum(i + 1, n - 1)
-        next_u = tl.load(p_u + after * stride_u + o_e, mask=m_e, other=0.0)
-        next_delta = tl.load(p_delta + after * stride_delta + o_e, mask=m_e, other=0.0)
-        next_B = tl.load(p_B + (after * G + i_g) * N + o_n)
+    for i in tl.range(n, num_stages=STAGES):
+        t = bos + i
+        b_u = tl.load(p_u + t * stride_u + o_e, mask=m_e, other=0.0).to(tl.float32)  # [BE]
+        b_delta = tl.load(p_delta + t * stride_delta + o_e, mask=m_e, other=0.0)  # [BE]
+        b_B, _ = load_pair(p_BC, t * G + i_g, N)  # [N]
         b_step, _ = step_of(b_delta, b_bias, SOFTPLUS)
         b_elapsed += b_step
-        b_h = tl.exp2(b_step[None, :] * b_A) * b_h + (b_step * b_u.to(tl.float32))[None, :] * b_B[:, None]  # [N, BE]
-        b_u, b_delta, b_B = next_u, next_delta, next_B
+        b_h = tl.fma(tl.exp2(b_step[None, :] * b_A), b_h, (b_step * b_u)[None, :] * b_B[:, None])  # [N, BE]
     i_link = (i_segment - i_seq).to(tl.int64)
-    tl.store(p_links + i_link * N * E + o_tile, b_h, mask=m_e[None, :])
+    tl.store(p_links + i_link * size_of(E, N) + o_tile, b_h, mask=m_e[None, :])
     tl.store(p_elapsed + i_link * E + o_e, b_elapsed, mask=m_e)
 
 
@@ -196,7 +198,7 @@ def fold_states_kernel(
 ):  # fmt: skip
     """Along one document, in place: what a segment adds becomes what passes the link, x = exp(A ΣΔ) x + added.
 
-    Forward from the document's initial state; REVERSE from its final state's gradient. p_ends: those, (S, N, E). The
+    Forward from the document's initial state; REVERSE from its final state's gradient. p_ends: those. The
     program of the document's first segment does it, the others have nothing to do.
     """
     blocks = tl.cdiv(E, BE)
@@ -207,15 +209,15 @@ def fold_states_kernel(
     if i_segment != i_first:
         return
     o_e = i_b * BE + tl.arange(0, BE)
-    m_e, o_tile = o_e < E, tile_of(o_e, E, N, RUN)
+    m_e, o_tile, size = o_e < E, tile_of(o_e, N, RUN), size_of(E, N)
     b_A = tl.load(p_A + o_tile, mask=m_e[None, :], other=0.0)  # [N, BE]
     b_x = tl.zeros([N, BE], tl.float32)  # [N, BE]
     if HAS_ENDS:
-        b_x = tl.load(p_ends + i_seq * (tl.cast(N, tl.int64) * E) + o_tile, mask=m_e[None, :], other=0.0)
+        b_x = tl.load(p_ends + i_seq * size + o_tile, mask=m_e[None, :], other=0.0)
     links = i_end - i_first - 1
     for j in range(links):
         i_link = (i_first - i_seq + (links - 1 - j if REVERSE else j)).to(tl.int64)
-        b_added = tl.load(p_links + i_link * N * E + o_tile, mask=m_e[None, :], other=0.0)  # [N, BE]
+        b_added = tl.load(p_links + i_link * size + o_tile, mask=m_e[None, :], other=0.0)  # [N, BE]
         b_elapsed = tl.load(p_elapsed + i_link * E + o_e, mask=m_e, other=0.0)  # [BE]
         b_x = tl.exp2(b_elapsed[None, :] * b_A) * b_x + b_added
-        tl.store(p_links + i_link * N * E + o_tile, b_x, mask=m_e[None, :])
+        tl.store(p_links + i_link * size + o_tile, b_x, mask=m_e[None, :])

@@ -8,23 +8,23 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from packmamba_kernels.selective_scan.kernel import LOG2_E
+from packmamba_kernels.selective_scan.kernel import LOG2_E, OCTET, size_of
 
 
 @triton.jit(do_not_specialize=["T"])
 def prepare_kernel(
-    p_A, p_B, p_C, p_A2, p_B32, p_C32, T, E, G, stride_Bt, stride_Bg, stride_Ct, stride_Cg,
+    p_A, p_B, p_C, p_A2, p_BC, T, E, G, stride_Bt, stride_Bg, stride_Ct, stride_Cg,
     N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A (E, N) -> (N, E) in fp32 and units of log2: as the state lies, so that exp2 of it times Δ is the decay. B and C
-    -> (T, G, N) in contiguous fp32: converted once here, not once a program in the walks."""
-    blocks = tl.cdiv(E * N, BLOCK)
+    """A (E, N) in fp32 and units of log2, and as the state lies, so that exp2 of it times Δ is the decay. B and C
+    -> (T, G, N, 2) in contiguous fp32: converted once here, not once a program in the walks."""
+    blocks = tl.cdiv(size_of(E, N).to(tl.int32), BLOCK)
     i_block = tl.program_id(0)
     if i_block < blocks:
         o_A2 = i_block * BLOCK + tl.arange(0, BLOCK)  # [BLOCK]
-        m_A2 = o_A2 < E * N
-        b_A = tl.load(p_A + (o_A2 % E) * N + o_A2 // E, mask=m_A2, other=0.0)  # [BLOCK]
-        tl.store(p_A2 + o_A2, b_A.to(tl.float32) * LOG2_E, mask=m_A2)
+        o_e = o_A2 // (N * OCTET) * OCTET + o_A2 % OCTET
+        b_A = tl.load(p_A + o_e * N + o_A2 // OCTET % N, mask=o_e < E, other=0.0)  # [BLOCK]
+        tl.store(p_A2 + o_A2, b_A.to(tl.float32) * LOG2_E, mask=o_A2 < size_of(E, N))
     else:
         o_n = tl.arange(0, N)[None, :]  # [1, N]
         o_row = (i_block - blocks).to(tl.int64) * (BLOCK // N) + tl.arange(0, BLOCK // N)[:, None]  # [BLOCK/N, 1]
@@ -32,8 +32,8 @@ def prepare_kernel(
         o_t, o_g = o_row // G, o_row % G
         b_B = tl.load(p_B + o_t * stride_Bt + o_g * stride_Bg + o_n, mask=m_row, other=0.0)  # [BLOCK/N, N]
         b_C = tl.load(p_C + o_t * stride_Ct + o_g * stride_Cg + o_n, mask=m_row, other=0.0)
-        tl.store(p_B32 + o_row * N + o_n, b_B.to(tl.float32), mask=m_row)
-        tl.store(p_C32 + o_row * N + o_n, b_C.to(tl.float32), mask=m_row)
+        o_BC = (o_row * N + o_n)[:, :, None] * 2 + tl.arange(0, 2)[None, None, :]  # [BLOCK/N, N, 2]
+        tl.store(p_BC + o_BC, tl.join(b_B.to(tl.float32), b_C.to(tl.float32)), mask=m_row[:, :, None])
 
 
 @triton.jit
@@ -72,15 +72,16 @@ def finish_kernel(
     T, blocks, num_parts, E, G,
     N: tl.constexpr, BE: tl.constexpr, ROWS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Sums over programs. dA (E, N), dD and dbias (E,) from the parts (num_parts, N, E) and (num_parts, E), by N + 2
-    rows of programs; dB and dC by the programs after those, each 1024 elements."""
+    """Sums over programs. dA (E, N), dD and dbias (E,) from the parts, num_parts matrices as states lie and
+    (num_parts, E), by N + 2 rows of programs; dB and dC by the programs after those, each 1024 elements."""
     tiles = tl.cdiv(E, BE)
     i_row, i_b = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     if i_row < N + 2:
         o_e = i_b * BE + tl.arange(0, BE)  # [BE]
         m_e = o_e < E
         if i_row < N:
-            b_dA = sum_of_parts(p_dA_parts + i_row * E, num_parts, N * E, o_e, m_e, ROWS)
+            o_part = o_e // OCTET * (N * OCTET) + o_e % OCTET
+            b_dA = sum_of_parts(p_dA_parts + i_row * OCTET, num_parts, size_of(E, N), o_part, m_e, ROWS)
             tl.store(p_dA + o_e * N + i_row, b_dA.to(p_dA.dtype.element_ty), mask=m_e)
         elif i_row == N:
             if HAS_D:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from math import prod
 from typing import Any
 
 import torch
@@ -26,6 +27,7 @@ from packmamba_kernels.selective_scan.kernel_backward import (
     segment_grads_kernel,
 )
 from packmamba_kernels.selective_scan.kernel_layout import finish_kernel, prepare_kernel
+from packmamba_kernels.selective_scan.layout import from_matrices, matrix_shape, to_matrices
 from packmamba_kernels.selective_scan.reference import Gradients, Tables
 
 
@@ -38,20 +40,20 @@ class Tile:
     num_warps: int = 1
 
 
-FORWARD = {4: Tile(64, 2), 8: Tile(64, 2), 16: Tile(64, 2), 32: Tile(32, 4), 64: Tile(16, 4), 128: Tile(8, 4)}
+FORWARD = {4: Tile(64, 2), 8: Tile(64, 2), 16: Tile(64, 2), 32: Tile(64, 2), 64: Tile(16, 4), 128: Tile(8, 4)}
 """By N. Where BE = 32 RUN a lane owns whole channels and Σ_n needs no exchange between lanes; else 32 RUN / BE lanes
-share a channel's states, and a lane has fewer values of B and C to hold."""
+share a channel's states. Inputs of 2 bytes are copied to shared memory ahead of their use where a warp takes 64 of
+them, or few enough channels that a lane takes two."""
 
-BACKWARD = {4: Tile(64, 4), 8: Tile(64, 4), 16: Tile(64, 4), 32: Tile(32, 4), 64: Tile(32, 4, 4), 128: Tile(32, 4, 8)}
+BACKWARD = {4: Tile(64, 2), 8: Tile(64, 2), 16: Tile(64, 2), 32: Tile(32, 2), 64: Tile(32, 2, 2), 128: Tile(32, 2, 4)}
 """By N. With fewer channels a program, the parts of dB and dC (8 N / BE bytes for each token and channel) would grow,
 so many states are spread over warps."""
 
-REGISTERS = {80: {"reverse_sweep": 244}, 90: {"forward_sweep": 236, "reverse_sweep": 240}}
-"""By architecture, at N = 16 only: caps under which nothing spills where something would, and loops are shorter."""
+REGISTERS = {80: {"forward": 128}, 90: {"forward": 128}}
+"""By architecture, at N = 16 only: caps that cost nothing and let 16 warps run on an SM."""
 
 PARTIAL_SUMS = 2**26
-"""Elements of the scratch in which programs leave their parts of dA: it bounds the programs along the segments."""
-
+"""Elements of the scratch in which programs leave their parts of dA: it bounds the programs along the items."""
 
 BLOCK = 1024
 """Elements a program of what runs before and after the walks."""
@@ -74,41 +76,42 @@ def forward(
     delta_softplus: bool,
     return_final_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """out (T, E), the final states (S, E, N) or nothing (0,), and the states that pass the links (I-S, N, E)."""
+    """out (T, E), the final states (S, E, N) or nothing (0,), and the states that pass the links."""
     (num_tokens, channels), num_states, groups = u.shape, A.shape[1], _groups(B)
     num_seqs, num_links = _counts(tables)
+    matrix = matrix_shape(channels, num_states)
     shape = _shape(channels, groups, num_states, FORWARD[num_states])
     given = (u, delta, A, B, C, D, z, delta_bias, initial_states)
     launch = launches(
         given, tables, "scan", channels, num_states, groups, delta_softplus, num_links > 0, return_final_states
     )
     u, delta, z = _rows(u), _rows(delta), _rows(z)
-    D, delta_bias, initial = _vector(D), _vector(delta_bias), _states(initial_states)
+    D, delta_bias, initial = _vector(D), _vector(delta_bias), _matrices(initial_states)
     out = empty_like(u)
-    links = torch.empty((num_links, num_states, channels), dtype=torch.float32, device=u.device)
-    final = links.new_empty((num_seqs, num_states, channels) if return_final_states else 0)
-    size, narrow = num_states * channels, 0 if _is_converted(B, C) else num_tokens * groups * num_states
-    A2, B32, C32, elapsed = _scratch(u, size, narrow, narrow, num_links * channels)
+    links = torch.empty((num_links, *matrix), dtype=torch.float32, device=u.device)
+    final = links.new_empty((num_seqs, *matrix) if return_final_states else 0)
+    A2, BC, elapsed = _scratch(u, prod(matrix), 2 * num_tokens * groups * num_states, num_links * channels)
+    architecture = _architecture(u.device) if u.is_cuda else 0
     flags = {"HAS_BIAS": delta_bias is not None, "SOFTPLUS": delta_softplus}
     with device_of(u):
-        B, C = _prepare(launch, A, B, C, A2, B32, C32)
+        _prepare(launch, A, B, C, A2, BC)
         if num_links > 0:
             launch(
                 "segment_states", segment_states_kernel, num_links * shape.blocks,
-                (u, delta, B, A2, delta_bias, links, elapsed, *tables, u.stride(0), delta.stride(0), *shape.sizes),
+                (u, delta, BC, A2, delta_bias, links, elapsed, *tables[:5], u.stride(0), delta.stride(0), *shape.sizes),
                 lambda: shape.options | flags,
             )  # fmt: skip
             _fold(launch, A, A2, initial, links, elapsed, tables, reverse=False)
         launch(
-            "forward", selective_scan_fwd_kernel, _num_segments(tables) * shape.blocks,
-            (u, delta, z, B, C, A2, D, delta_bias, initial, links, out, final, *tables, num_seqs,
+            "forward", selective_scan_fwd_kernel, _num_items(tables) * shape.blocks,
+            (u, delta, z, BC, A2, D, delta_bias, initial, links, out, final, *_walked(tables),
              u.stride(0), delta.stride(0), _stride(z), *shape.sizes),
-            lambda: shape.options | flags | {
+            lambda: shape.options | flags | register_cap(architecture, num_states, "forward") | {
                 "HAS_D": D is not None, "HAS_Z": z is not None, "HAS_INITIAL": initial is not None,
                 "HAS_LINKS": num_links > 0, "STORE_FINAL": return_final_states,
             },
         )  # fmt: skip
-    return out, final.mT.contiguous() if return_final_states else final, links
+    return out, from_matrices(final, channels) if return_final_states else final, links
 
 
 def backward(
@@ -130,28 +133,28 @@ def backward(
 ) -> Gradients:
     """As `reference.backward`."""
     (num_tokens, channels), num_states, groups = u.shape, A.shape[1], _groups(B)
-    num_seqs, num_links = _counts(tables)
+    _, num_links = _counts(tables)
     num_segments = _num_segments(tables)
     shape = _shape(channels, groups, num_states, BACKWARD[num_states])
-    num_programs = max(1, min(num_segments, PARTIAL_SUMS // (num_states * channels)))
+    size, narrow = prod(matrix_shape(channels, num_states)), num_tokens * num_states
+    num_programs = max(1, min(_num_items(tables), PARTIAL_SUMS // size))
     given = (dout, dfinal_states, u, delta, A, B, C, D, z, delta_bias, initial_states, links)
     launch = launches(
         given, tables, "scan backward", channels, num_states, groups, delta_softplus, num_links > 0, return_out
     )
     dout = dout.contiguous()
     u, delta, z = _rows(u), _rows(delta), _rows(z)
-    D_row, bias_row, initial, dfinal = _vector(D), _vector(delta_bias), _states(initial_states), _states(dfinal_states)
+    D_row, bias_row = _vector(D), _vector(delta_bias)
+    initial, dfinal = _matrices(initial_states), _matrices(dfinal_states)
 
     du, ddelta, dA, dB, dC = (empty_like(x) for x in (u, delta, A, B, C))
     dD, dz, dbias = _gradient(D), _gradient(z), _gradient(delta_bias)
     out = empty_like(u) if return_out else None
     dinitial = None if initial is None else torch.empty_like(initial)
     final = None if dfinal is None else torch.empty_like(dfinal)
-    size, narrow = num_states * channels, num_tokens * num_states
-    converted = 0 if _is_converted(B, C) else narrow * groups
-    (A2, B32, C32, inflow, chunk_states, chunk_steps,
+    (A2, BC, inflow, chunk_states, chunk_steps,
      dB_parts, dC_parts, dA_parts, dD_parts, dbias_parts, dlinks, elapsed) = _scratch(
-        u, size, converted, converted, num_tokens * channels, num_tokens // CHUNK * size,
+        u, size, 2 * narrow * groups, num_tokens * channels, num_tokens // CHUNK * size,
         (num_tokens // CHUNK + num_segments) * channels, shape.blocks * narrow, shape.blocks * narrow,
         num_programs * size, num_programs * channels, num_programs * channels, num_links * size, num_links * channels,
     )  # fmt: skip
@@ -159,31 +162,31 @@ def backward(
     flags = {"HAS_Z": z is not None, "HAS_BIAS": delta_bias is not None, "SOFTPLUS": delta_softplus}
     sweep = {"HAS_D": D is not None, "HAS_INITIAL": initial is not None, "HAS_LINKS": num_links > 0}
     strides = (u.stride(0), delta.stride(0), _stride(z))
-    counts = (num_seqs, num_programs, num_tokens)
+    counts = (_num_items(tables), num_programs, num_tokens)
     architecture = _architecture(u.device) if u.is_cuda else 0
     with device_of(u):
-        B_rows, C_rows = _prepare(launch, A, B, C, A2, B32, C32)
+        _prepare(launch, A, B, C, A2, BC)
         launch(
             "forward_sweep", forward_sweep_kernel, num_programs * shape.blocks,
-            (dout, u, delta, z, B_rows, C_rows, A2, D_row, bias_row, initial, links,
+            (dout, u, delta, z, BC, A2, D_row, bias_row, initial, links,
              inflow, chunk_states, chunk_steps, final, out, dz, dC_parts, dA_parts, dD_parts,
-             *tables, *counts, *strides, *shape.sizes),
+             *_walked(tables), *counts, *strides, *shape.sizes),
             lambda: shape.options | flags | sweep | register_cap(architecture, num_states, "forward_sweep")
             | {"STORE_FINAL": dfinal is not None, "STORE_OUT": return_out},
         )  # fmt: skip
         if num_links > 0:
             launch(
                 "segment_grads", segment_grads_kernel, num_links * shape.blocks,
-                (dout, delta, z, C_rows, A2, bias_row, dlinks, elapsed, *tables,
+                (dout, delta, z, BC, A2, bias_row, dlinks, elapsed, *tables[:5],
                  delta.stride(0), _stride(z), *shape.sizes),
                 lambda: shape.options | flags,
             )  # fmt: skip
             _fold(launch, A, A2, dfinal, dlinks, elapsed, tables, reverse=True)
         launch(
             "reverse_sweep", reverse_sweep_kernel, num_programs * shape.blocks,
-            (dout, u, delta, z, B_rows, C_rows, A2, D_row, bias_row, links, dlinks, dfinal,
+            (dout, u, delta, z, BC, A2, D_row, bias_row, links, dlinks, dfinal,
              inflow, chunk_states, chunk_steps, final, du, ddelta, dB_parts, dA_parts, dbias_parts, dinitial,
-             *tables, *counts, *strides, *shape.sizes),
+             *_walked(tables), *counts, *strides, *shape.sizes),
             lambda: shape.options | flags | sweep | register_cap(architecture, num_states, "reverse_sweep")
             | {"HAS_DFINAL": dfinal is not None},
         )  # fmt: skip
@@ -203,31 +206,21 @@ def backward(
         dD,
         dz,
         dbias,
-        None if dinitial is None else dinitial.mT.contiguous(),
+        None if dinitial is None else from_matrices(dinitial, channels),
         out,
     )
 
 
-def _prepare(
-    launch: Launches, A: Tensor, B: Tensor, C: Tensor, A2: Tensor, B32: Tensor, C32: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Fills A2, and B32 and C32 where B and C are not yet what the walks take; returns what they take for those."""
+def _prepare(launch: Launches, A: Tensor, B: Tensor, C: Tensor, A2: Tensor, BC: Tensor) -> None:
+    """Fills A2 and BC: A, and B and C, as the walks take them."""
     (channels, num_states), num_tokens, groups = A.shape, B.shape[0], _groups(B)
-    converted = _is_converted(B, C)
-    programs = cdiv(A.numel(), BLOCK)
-    if not converted:
-        programs += cdiv(num_tokens * groups, BLOCK // num_states)
+    programs = cdiv(prod(matrix_shape(channels, num_states)), BLOCK) + cdiv(num_tokens * groups, BLOCK // num_states)
     strides = (B.stride(0), B.stride(-2), C.stride(0), C.stride(-2))  # the second counts for several groups only
     launch(
         "prepare", prepare_kernel, programs,
-        (A.contiguous(), B, C, A2, B32, C32, num_tokens, channels, groups, *strides),
+        (A.contiguous(), B, C, A2, BC, num_tokens, channels, groups, *strides),
         lambda: {"N": num_states, "BLOCK": BLOCK, "num_warps": 4},
     )  # fmt: skip
-    return (B, C) if converted else (B32, C32)
-
-
-def _is_converted(B: Tensor, C: Tensor) -> bool:
-    return B.dtype == C.dtype == torch.float32 and B.is_contiguous() and C.is_contiguous()
 
 
 def _fold(
@@ -237,7 +230,7 @@ def _fold(
     """Along every document, in place: `links` from what each segment adds to what passes."""
     channels, num_states = A.shape
     tile = FORWARD[num_states]
-    _, _, seq, cu_segments, order = tables
+    _, _, seq, cu_segments, order, _, _ = tables
     launch(
         "fold_states", fold_states_kernel, _counts(tables)[1] * cdiv(channels, tile.BE),
         (A2, ends, links, elapsed, seq, cu_segments, order, channels),
@@ -291,6 +284,16 @@ def _num_segments(tables: Tables) -> int:
     return tables[0].shape[0]
 
 
+def _num_items(tables: Tables) -> int:
+    return tables[6].shape[0]
+
+
+def _walked(tables: Tables) -> tuple[Tensor, ...]:
+    """What the kernels that walk items take."""
+    start, length, seq, cu_segments, _, items, item_order = tables
+    return start, length, seq, cu_segments, items, item_order
+
+
 def _groups(B: Tensor) -> int:
     return 1 if B.ndim == 2 else B.shape[1]
 
@@ -314,9 +317,8 @@ def _vector(x: Tensor | None) -> Tensor | None:
     return None if x is None else x.contiguous()
 
 
-def _states(x: Tensor | None) -> Tensor | None:
-    """(S, E, N) -> (S, N, E), as states lie in the kernels."""
-    return None if x is None else x.mT.contiguous()
+def _matrices(x: Tensor | None) -> Tensor | None:
+    return None if x is None else to_matrices(x)
 
 
 def _stride(x: Tensor | None) -> int:

@@ -14,9 +14,10 @@ from torch.utils.flop_counter import register_flop_formula
 from packmamba_kernels._dispatch import direct, unobserved
 from packmamba_kernels._triton import runs_kernel
 from packmamba_kernels.checks import check_bounds, check_once
-from packmamba_kernels.schedule import CHUNK, SIZES, Schedule, build_segments
+from packmamba_kernels.schedule import CHUNK, SIZES, Schedule, Segments, build_segments, most_segments
 from packmamba_kernels.selective_scan import reference
 from packmamba_kernels.selective_scan.checks import check_arguments
+from packmamba_kernels.selective_scan.layout import matrix_shape
 
 MIN_PROGRAMS = 4096
 """Programs of 64 channels and one segment that keep a large GPU busy. Shorter segments only as far as it takes: each
@@ -91,13 +92,17 @@ def selective_scan(
 
 
 def segment_tables(u: Tensor, schedule: Schedule | None) -> tuple[Tensor | None, ...]:
-    """What the registered operators take for a schedule: start, length, seq, cu_segments and order of the segments that
-    suit u; five times None without a schedule."""
+    """What the registered operators take for a schedule: start, length, seq, cu_segments, order, items and item_order
+    of the segments that suit u; seven times None without a schedule."""
     if schedule is None:
-        return (None,) * 5
+        return (None,) * 7
     size = _segment_size(u)
-    segments = next(level for level in schedule.levels if level.size == size)
-    return segments.start, segments.length, segments.seq, segments.cu_segments, segments.order
+    return _tables(next(level for level in schedule.levels if level.size == size))
+
+
+def _tables(segments: Segments) -> reference.Tables:
+    s = segments
+    return s.start, s.length, s.seq, s.cu_segments, s.order, s.items, s.item_order
 
 
 def _segment_size(u: Tensor) -> int:
@@ -109,16 +114,10 @@ def _segment_size(u: Tensor) -> int:
     return max(enough, default=CHUNK)
 
 
-def _most_segments(u: Tensor, cu_seqlens: Tensor) -> int:
-    return u.shape[0] // _segment_size(u) + cu_seqlens.shape[0] - 1
-
-
 def _given_or_built(u: Tensor, cu_seqlens: Tensor, tables: tuple[Tensor | None, ...]) -> reference.Tables:
-    start, length, seq, cu_segments, order = tables
-    if start is None or length is None or seq is None or cu_segments is None or order is None:
-        built = build_segments(cu_seqlens, _segment_size(u), _most_segments(u, cu_seqlens))
-        return built.start, built.length, built.seq, built.cu_segments, built.order
-    return start, length, seq, cu_segments, order
+    if tables[0] is None:
+        return _tables(build_segments(cu_seqlens, _segment_size(u), u.shape[0]))
+    return tables  # pyright: ignore[reportReturnType]
 
 
 def _forward(
@@ -137,14 +136,16 @@ def _forward(
     segment_seq: Tensor | None,
     cu_segments: Tensor | None,
     segment_order: Tensor | None,
+    items: Tensor | None,
+    item_order: Tensor | None,
     delta_softplus: bool,
     return_final_states: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """out, the final states, and the states where segments begin: all of them (I, N, E) from the reference, those that
-    pass from one segment to the next (I-S, N, E) from the kernels."""
+    pass from one segment to the next (I-S, ceil(E/8), N, 8) from the kernels."""
     if segment_start is None or not u.is_cuda:
         check_bounds(cu_seqlens.cpu(), u.shape[0], "u")
-    tables = (segment_start, segment_length, segment_seq, cu_segments, segment_order)
+    tables = (segment_start, segment_length, segment_seq, cu_segments, segment_order, items, item_order)
     tables = _given_or_built(u, cu_seqlens, tables)
     inputs = (u, delta, A, B, C, D, z, delta_bias, initial_states)
     if runs_kernel(u):
@@ -173,12 +174,14 @@ def _backward(
     segment_seq: Tensor | None,
     cu_segments: Tensor | None,
     segment_order: Tensor | None,
+    items: Tensor | None,
+    item_order: Tensor | None,
     delta_softplus: bool,
     return_out: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The gradients of u, delta, A, B, C, D, z, delta_bias and initial_states, empty for an input that is None; then
     out, computed again where `return_out`, else empty."""
-    tables = (segment_start, segment_length, segment_seq, cu_segments, segment_order)
+    tables = (segment_start, segment_length, segment_seq, cu_segments, segment_order, items, item_order)
     tables = _given_or_built(u, cu_seqlens, tables)
     inputs = (u, delta, A, B, C, D, z, delta_bias, initial_states)
     if runs_kernel(u):
@@ -207,13 +210,20 @@ def backward(*arguments: Any) -> tuple[Tensor, ...]:
 @_selective_scan.register_fake
 def _(u, delta, A, B, C, D, z, delta_bias, initial_states, cu_seqlens, *tables_and_flags):
     *tables, _, return_final_states = tables_and_flags
-    num_segments = _most_segments(u, cu_seqlens) if tables[0] is None else tables[0].shape[0]
     dtype = reference.state_dtype(u)
     num_seqs, (channels, states) = cu_seqlens.shape[0] - 1, A.shape
+    if tables[0] is None:
+        num_segments = most_segments(_segment_size(u), u.shape[0], num_seqs)
+    else:
+        num_segments = tables[0].shape[0]
+    if runs_kernel(u):
+        starts = (num_segments - num_seqs, *matrix_shape(channels, states))
+    else:
+        starts = (num_segments, states, channels)
     return (
         u.new_empty(u.shape),
         u.new_empty((num_seqs, channels, states) if return_final_states else 0, dtype=dtype),
-        u.new_empty(num_segments - num_seqs if runs_kernel(u) else num_segments, states, channels, dtype=dtype),
+        u.new_empty(starts, dtype=dtype),
     )
 
 
@@ -264,15 +274,15 @@ def _gradients(
 
 
 def _save_for_backward(ctx, inputs, output) -> None:
-    *tensors, cu_seqlens, start, length, seq, cu_segments, order, delta_softplus, return_final_states = inputs
+    tensors, boundaries, flags = inputs[:9], inputs[9:-2], inputs[-2:]
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*tensors, output[2], cu_seqlens, start, length, seq, cu_segments, order)
+    ctx.save_for_backward(*tensors, output[2], *boundaries)
     ctx.mark_non_differentiable(output[2])
-    ctx.flags = delta_softplus, return_final_states
+    ctx.flags = flags
 
 
 def _registered_backward(ctx, dout: Tensor | None, dfinal_states: Tensor | None, _):
-    return *_gradients(dout, dfinal_states, ctx.saved_tensors, *ctx.flags), *(None,) * 8
+    return *_gradients(dout, dfinal_states, ctx.saved_tensors, *ctx.flags), *(None,) * 10
 
 
 _selective_scan.register_autograd(_registered_backward, setup_context=_save_for_backward)

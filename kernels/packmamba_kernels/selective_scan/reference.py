@@ -6,10 +6,11 @@ its predecessor ends with: a first pass finds what each chunk adds to a state an
 it, the chunks of one document are folded in order (all documents at once), and a second pass runs from true states.
 
 The backward stores no states but those at chunk starts. With λ_t = Δ_t A, b_t = Δ_t u_t B_t, c_t = dy_t C_t and g_t the
-gradient of h_t, the gradient of λ obeys dλ_t = dλ_{t+1} + c_t h_t - b_t g_t: a running sum from the end, so h is needed
-only in a forward sweep and g only in a reverse one. The sums restart at every chunk's end from the exact value
-(a g)_{next} h_end. Hence dΔ_t = Σ_n A dλ_t + u_t Σ_n g_t B_t, and dA = Σ_t Δ_t dλ_t, where each c_s h_s - b_s g_s
-counts with the sum of Δ from the chunk's start to s.
+gradient of h_t, the gradient of λ obeys dλ_t = dλ_{t+1} + c_t (a_t h_{t-1}) - b_t (a_{t+1} g_{t+1}): a running sum from
+the end, so h is needed only in a forward sweep and g only in a reverse one. (With h_t and g_t in the brackets it is the
+same sum; then c_t b_t, which is all there is where states decay at once, would be added and subtracted.) The sums
+restart at every chunk's end from the exact value (a g)_{next} h_end. Hence dΔ_t = Σ_n A dλ_t + u_t Σ_n g_t B_t, and
+dA = Σ_t Δ_t dλ_t, where what a token s adds counts with the sum of Δ from the chunk's start to s.
 
 T tokens in a pack · S sequences (documents) · E channels · N states of a channel · G groups of B and C · L lanes,
 E/G rounded up to 64 · K chunks. "Rows" are tokens in step order: the first token of every chunk, the second, ….
@@ -29,8 +30,8 @@ _LOG2_E = 1.4426950408889634
 _LANES = 64
 _BLOCK = 32768
 
-Tables = tuple[Tensor, Tensor, Tensor, Tensor, Tensor]
-"""start, length, seq, cu_segments and order of the segments."""
+Tables = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
+"""start, length, seq, cu_segments, order, items and item_order of the segments."""
 
 Gradients = tuple[Tensor | None, ...]
 """Of u, delta, A, B, C, D, z, delta_bias and initial_states, then out; None for what is None or not asked for."""
@@ -40,7 +41,7 @@ class _Rows:
     """The pack as rows in step order, and how chunks follow each other."""
 
     def __init__(self, tables: Tables, channels: int, groups: int, dtype: torch.dtype):
-        start, length, _, cu_segments, order = (table.long() for table in tables)
+        start, length, _, cu_segments, order = (table.long() for table in tables[:5])
         self.groups, self.width, self.dtype = groups, channels // groups, dtype
         self.lanes = -(-self.width // _LANES) * _LANES
         self.slots, self.chunks = order.shape[0], int(cu_segments[-1])
@@ -190,23 +191,24 @@ def backward(
     decay, product, scratch = torch.empty_like(state), torch.empty_like(state), _half(state)
     dA = torch.zeros_like(state)
     dC = C_rows.new_empty(C_rows.shape[:-1])
-    y, inflow = torch.empty_like(x), torch.empty_like(x)  # inflow: Σ_n A c h, what a token adds to Σ_n A dλ
+    y, inflow = torch.empty_like(x), torch.empty_like(x)  # inflow: what a token adds to Σ_n A dλ
     # Of each chunk, what it hands to the one before: Π a from its start, and Σ_t of that product times c.
     weight, passed = (torch.ones_like(state), torch.zeros_like(state)) if rows.links else (None, None)
     for o, k in rows.steps:
         here = slice(o, o + k)
         _decay(step[here], A2, decay[:k])
-        state[:k].mul_(decay[:k]).addcmul_(drive[here], B_rows[here])
+        state[:k].mul_(decay[:k])
+        torch.mul(state[:k], C_rows[here], out=product[:k])
+        dA[:k].addcmul_(product[:k], elapsed[here] * dy[here])
+        torch.mul(_dot(product[:k], A_rows, scratch[:k]), dy[here], out=inflow[here])
+        state[:k].addcmul_(drive[here], B_rows[here])
         if weight is not None and passed is not None:
             weight[:k].mul_(decay[:k])
             torch.mul(weight[:k], C_rows[here], out=product[:k])
             passed[:k].addcmul_(product[:k], dy[here])
         torch.mul(state[:k], dy[here], out=product[:k])
         torch.sum(product[:k], -1, out=dC[here])
-        torch.mul(state[:k], C_rows[here], out=product[:k])
-        dA[:k].addcmul_(product[:k], elapsed[here] * dy[here])
         y[here] = _dot(state[:k], C_rows[here], scratch[:k])
-        torch.mul(_dot(product[:k], A_rows, scratch[:k]), dy[here], out=inflow[here])
     skip = None if D is None else rows.spread(D)
     if skip is not None:
         y.addcmul_(skip, x)
@@ -236,12 +238,12 @@ def backward(
     for o, k in reversed(rows.steps):
         here = slice(o, o + k)
         _decay(step[here], A2, decay[:k])
-        grad[:k].addcmul_(C_rows[here], dy[here])
-        torch.mul(grad[:k], drive[here], out=product[:k])
-        torch.sum(product[:k], -1, out=dB[here])
         torch.mul(grad[:k], B_rows[here], out=product[:k])
         dA[:k].addcmul_(product[:k], elapsed[here] * drive[here], value=-1)
         running[:k].add_(inflow[here]).addcmul_(drive[here], _dot(product[:k], A_rows, scratch[:k]), value=-1)
+        grad[:k].addcmul_(C_rows[here], dy[here])
+        torch.mul(grad[:k], drive[here], out=product[:k])
+        torch.sum(product[:k], -1, out=dB[here])
         g_B = _dot(grad[:k], B_rows[here], scratch[:k])
         torch.addcmul(running[:k], x[here], g_B, out=dstep[here])
         torch.mul(g_B, step[here], out=du[here])
