@@ -14,7 +14,7 @@ BENCHMARKS = {
     "host": "how long Python is busy with an operator call, forward and backward",
     "scaling": "time of the operators for each token, against the tokens of a pack and the lengths of documents",
     "counters": "hardware counters of the kernels, by NVIDIA's ncu",
-    "instructions": "instructions, registers and spills of the kernels, compiled for GPUs that need not be here",
+    "instructions": "instructions, registers, spills, modelled cycles of the kernels, for GPUs that need not be here",
     "accuracy": "errors of the operators and their gradients against fp64, by dtype, step size and length of documents",
     "packers": "how full each packing strategy makes its packs, beside PackMamba's padding; its time and memory",
     "loader": "tokens a second and memory of the data loader, with and without workers",

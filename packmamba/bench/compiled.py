@@ -15,14 +15,36 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from packmamba.bench.sass import Instruction, hot_loop, parse
+
 ARCHITECTURES = (80, 90, 100, 120)
 """Compute capabilities times ten: A100, H100/H200, B200, consumer Blackwell."""
+
+
+@dataclass(frozen=True)
+class Occupancy:
+    """What an SM has room for."""
+
+    warps: int
+    programs: int
+    shared: int
+    """Bytes, of which every program takes 1 KiB beside its own."""
+
+
+SM = {
+    80: Occupancy(warps=64, programs=32, shared=164 * 1024),
+    90: Occupancy(warps=64, programs=32, shared=228 * 1024),
+    100: Occupancy(warps=64, programs=32, shared=228 * 1024),
+    120: Occupancy(warps=48, programs=24, shared=100 * 1024),
+}
+"""By architecture: CUDA Programming Guide, table "technical specifications per compute capability"."""
 
 _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 
 
 @dataclass(frozen=True)
 class CompiledKernel:
+    architecture: int
     registers: int
     """Of one thread."""
     stack: int
@@ -32,15 +54,26 @@ class CompiledKernel:
     layout_conversions: int
     instructions: Counter[str]
     """SASS opcodes without their suffixes, counted once each (a loop's body once)."""
-    hot_loop: Counter[str]
-    """The opcodes of the largest innermost loop."""
+    loop: tuple[Instruction, ...]
+    """The largest innermost loop."""
     hot_conversions: tuple[str, ...]
     """The tensor types whose layout an innermost loop of the TTGIR converts, e.g. "16x64xf32"."""
 
+    @property
+    def hot_loop(self) -> Counter[str]:
+        """The opcodes of the largest innermost loop."""
+        return Counter(instruction.opcode for instruction in self.loop)
+
     def resident_warps(self, num_warps: int = 1) -> int:
-        """Warps that the registers of an SM (64 Ki, given out in eights) have room for, `num_warps` at a time."""
-        registers = 8 * -(-self.registers // 8)
-        return min(64, 65_536 // (32 * registers * num_warps) * num_warps)
+        """Warps, `num_warps` a program, that an SM has room for by registers, shared memory and its limits.
+
+        Each of its four sub-partitions has 16 Ki registers, given out to a warp in 256s; shared memory is given out in
+        128 bytes. The driver is taken to leave to shared memory all that an SM can give it.
+        """
+        sm = SM[self.architecture]
+        warps = 16_384 // (256 * -(-self.registers // 8)) * 4
+        shared = 128 * -(-self.shared // 128) + 1024
+        return num_warps * min(min(warps, sm.warps) // num_warps, sm.shared // shared, sm.programs)
 
 
 def compile_kernel(
@@ -72,32 +105,17 @@ def compile_kernel(
         file.write(binary.asm["cubin"])
         file.flush()
         usage = dict(re.findall(r"\b(REG|STACK):(\d+)", _run("cuobjdump", "-res-usage", file.name)))
-        sass = _run("nvdisasm", file.name)
-    opcodes = re.findall(r"^\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_]+)", sass, re.MULTILINE)
+        instructions, labels = parse(_run("nvdisasm", "-hex", file.name))
     return CompiledKernel(
+        architecture=architecture,
         registers=int(usage["REG"]),
         stack=int(usage["STACK"]),
         shared=binary.metadata.shared,
         layout_conversions=binary.asm["ttgir"].count("ttg.convert_layout"),
-        instructions=Counter(opcodes),
-        hot_loop=_hot_loop(sass),
+        instructions=Counter(instruction.opcode for instruction in instructions),
+        loop=hot_loop(instructions, labels),
         hot_conversions=_hot_conversions(binary.asm["ttgir"]),
     )
-
-
-def _hot_loop(sass: str) -> Counter[str]:
-    opcodes, labels, loops = [], {}, []
-    for line in sass.splitlines():
-        if label := re.match(r"\s*(\.L_x_\d+):", line):
-            labels[label[1]] = len(opcodes)
-        elif instruction := re.match(r"\s+/\*[0-9a-f]+\*/\s+(?:@!?U?P\w+ )?([A-Z0-9_]+)(.*);", line):
-            opcodes.append(instruction[1])
-            target = re.search(r"\.L_x_\d+", instruction[2])
-            if instruction[1] == "BRA" and target and target[0] in labels:
-                loops.append((labels[target[0]], len(opcodes)))
-    inner = [a for a in loops if not any(a != b and a[0] <= b[0] and b[1] <= a[1] for b in loops)]
-    bodies = [opcodes[begin:end] for begin, end in inner]
-    return Counter(max(bodies, key=len, default=[]))
 
 
 def _hot_conversions(ttgir: str) -> tuple[str, ...]:

@@ -3,7 +3,12 @@
     packmamba bench instructions --output bench/results/instructions.json
 
 Instructions are those of the inner loop, for one token and 32 channels, which is what a warp executes for a lane's
-worth of work. Needs triton (whose wheel brings the assembler), not a GPU.
+worth of work. Needs triton (whose wheel brings the assembler), not a GPU. Cycles, for sm_80 and sm_90, are those in
+which a sub-partition full of warps issues them, by the model of `packmamba.bench.issue_model`: not measured.
+
+    packmamba bench instructions --architectures 90 --profile selective_scan.forward
+
+shows which instructions of an inner loop the model has waiting.
 """
 
 from __future__ import annotations
@@ -31,6 +36,7 @@ from packmamba_kernels.selective_scan.kernel_backward import (
 
 from packmamba.bench.compiled import ARCHITECTURES, CompiledKernel, compile_kernel
 from packmamba.bench.environment import describe_environment
+from packmamba.bench.issue_model import MODELLED, model, profile
 from packmamba.bench.report import write_report
 
 SCAN_KERNELS = {
@@ -48,6 +54,12 @@ CONV_KERNELS = {
     "forward": (causal_conv1d_fwd_kernel, conv_launch.FORWARD),
     "backward": (causal_conv1d_bwd_kernel, conv_launch.BACKWARD),
 }
+
+COUNTED = (
+    *(("causal_conv1d", name) for name in CONV_KERNELS),
+    *(("selective_scan", name) for name in SCAN_KERNELS if name != "fold_states"),
+)
+"""Operator and kernel, of those whose inner loop walks over tokens; that of `fold_states` walks over segments."""
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 
@@ -140,18 +152,40 @@ def compile_conv(
 def describe(architectures: Sequence[int] = ARCHITECTURES, states: int = 16, width: int = 4) -> list[dict[str, Any]]:
     """One row for each kernel and architecture: bf16, every optional input but initial and final states."""
     rows = []
-    plain: dict[str, bool] = dict.fromkeys(("HAS_INITIAL", "STORE_FINAL", "HAS_DFINAL", "STORE_OUT"), False)
     for architecture in architectures:
-        for name in CONV_KERNELS:
-            launch = CONV_KERNELS[name][1]
-            compiled = compile_conv(name, architecture, width=width)
-            rows.append(_row("causal_conv1d", name, architecture, compiled, launch["BE"] * launch["ROWS"], 1))
-        for name, (_, tiles) in SCAN_KERNELS.items():
-            if name == "fold_states":
-                continue  # its loop walks over segments, not tokens
-            compiled = compile_scan(name, architecture, states=states, flags=plain)
-            rows.append(_row("selective_scan", name, architecture, compiled, tiles[states].BE, tiles[states].num_warps))
+        for op, name in COUNTED:
+            compiled, num_warps = _compile(op, name, architecture, states, width)
+            if op == "causal_conv1d":
+                launch = CONV_KERNELS[name][1]
+                elements = launch["BE"] * launch["ROWS"]
+            else:
+                elements = SCAN_KERNELS[name][1][states].BE
+            rows.append(_row(op, name, architecture, compiled, elements, num_warps))
     return rows
+
+
+def describe_waits(kernel: str, architecture: int, states: int = 16, width: int = 4) -> list[str]:
+    """Lines on the instructions that the model has waiting longest in the inner loop of `kernel`, OPERATOR.KERNEL.
+
+    Raises ValueError for an architecture that is not modelled.
+    """
+    op, name = kernel.split(".")
+    compiled, num_warps = _compile(op, name, architecture, states, width)
+    modelled = model(compiled, num_warps)
+    warps = compiled.resident_warps(num_warps)
+    return [
+        f"{kernel}, sm_{architecture}, modelled, not measured: {modelled.cycles:.0f} cycles of a sub-partition for a "
+        f"warp's pass of {len(compiled.loop)} instructions, {warps} warps/SM; mean cycles that a warp waits:",
+        *profile(compiled.loop, modelled),
+    ]
+
+
+def _compile(op: str, name: str, architecture: int, states: int, width: int) -> tuple[CompiledKernel, int]:
+    """A kernel as it is counted, and the warps of its program."""
+    if op == "causal_conv1d":
+        return compile_conv(name, architecture, width=width), 1
+    plain: dict[str, bool] = dict.fromkeys(("HAS_INITIAL", "STORE_FINAL", "HAS_DFINAL", "STORE_OUT"), False)
+    return compile_scan(name, architecture, states=states, flags=plain), SCAN_KERNELS[name][1][states].num_warps
 
 
 def _row(
@@ -170,6 +204,7 @@ def _row(
         "special_functions": compiled.hot_loop["MUFU"] * per_step,
         "shuffles": compiled.hot_loop["SHFL"] * per_step,
         "shared_memory": (compiled.hot_loop["LDS"] + compiled.hot_loop["STS"]) * per_step,
+        "issue_cycles": model(compiled, num_warps).cycles * per_step if architecture in MODELLED else None,
     }
 
 
@@ -179,24 +214,39 @@ def main(argv: Sequence[str] | None = None) -> int:
         description="Compiles the kernels for GPUs that need not be here; counts instructions, registers and spills.",
     )
     parser.add_argument(
-        "--architectures", nargs="+", type=int, choices=ARCHITECTURES, default=list(ARCHITECTURES),
-        help="compute capabilities times ten (default: all)",
+        "--architectures", nargs="+", type=int, choices=ARCHITECTURES,
+        help="compute capabilities times ten (default: all that are supported, or modelled)",
     )  # fmt: skip
     parser.add_argument("--states", type=int, choices=list(scan_launch.FORWARD), default=16, help="N (default: 16)")
     parser.add_argument("--width", type=int, choices=range(2, 9), default=4, help="W (default: 4)")
+    parser.add_argument(
+        "--profile", metavar="KERNEL", choices=[".".join(kernel) for kernel in COUNTED],
+        help="instead, show which instructions wait longest by the model (not measured; sm_80 and sm_90 only): "
+             "OPERATOR.KERNEL, e.g. selective_scan.forward",
+    )  # fmt: skip
     parser.add_argument("--output", type=Path, help="JSON file to write")
     options = parser.parse_args(argv)
-    rows = describe(options.architectures, options.states, options.width)
-    print("of the inner loop, for one token and 32 channels:")
+    if options.profile:
+        architectures = options.architectures or MODELLED
+        if unknown := [architecture for architecture in architectures if architecture not in MODELLED]:
+            parser.error(f"--profile: sm_{unknown[0]} is not modelled; available: {', '.join(map(str, MODELLED))}")
+        if options.output:
+            parser.error("--profile prints; --output is for the counts")
+        for architecture in architectures:
+            print("\n".join(describe_waits(options.profile, architecture, options.states, options.width)))
+        return 0
+    rows = describe(options.architectures or ARCHITECTURES, options.states, options.width)
+    print("of the inner loop, for one token and 32 channels (cycles: of a sub-partition, modelled, not measured):")
     print(
         f"{'operator':<15} {'kernel':<15} {'sm':>4} {'instr.':>7} {'special':>8} {'shuffles':>9} {'shared':>7} "
-        f"{'registers':>10} {'warps/SM':>9} {'spilled':>8}"
+        f"{'registers':>10} {'warps/SM':>9} {'spilled':>8} {'cycles':>7}"
     )
     for row in rows:
+        cycles = "" if row["issue_cycles"] is None else f"{row['issue_cycles']:.0f}"
         print(
             f"{row['op']:<15} {row['kernel']:<15} {row['architecture']:>4} {row['instructions']:>7.0f} "
             f"{row['special_functions']:>8.1f} {row['shuffles']:>9.1f} {row['shared_memory']:>7.1f} "
-            f"{row['registers']:>10} {row['resident_warps']:>9} {row['spilled_bytes']:>6} B"
+            f"{row['registers']:>10} {row['resident_warps']:>9} {row['spilled_bytes']:>6} B {cycles:>7}"
         )
     if options.output:
         report = {

@@ -107,6 +107,8 @@ def instructions(report: Report) -> list[list[str]]:
     cells: dict[tuple[str, str], dict[int, str]] = {}
     for result in report["results"]:
         cell = f"{result['instructions']:.0f} · {result['registers']} · {result['resident_warps']}"
+        if result.get("issue_cycles") is not None:  # of a model that knows some architectures only
+            cell += f" · {result['issue_cycles']:.0f}"
         if result["spilled_bytes"]:
             cell += f" ({result['spilled_bytes']} B spilled)"
         cells.setdefault((result["op"], result["kernel"]), {})[result["architecture"]] = cell

@@ -23,7 +23,12 @@ def test_every_kernel_of_an_architecture_is_counted_and_written_down(tmp_path, c
     assert forward["special_functions"] >= 8  # an exponential for each state
     assert forward["instructions"] > 4 * 8
     assert forward["spilled_bytes"] == 0
+    assert forward["issue_cycles"] >= max(forward["instructions"], 8 * forward["special_functions"])
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(report["results"])
+
+
+def test_cycles_are_left_open_where_no_model_knows_them():
+    assert {row["issue_cycles"] for row in instructions.describe([100], states=8)} == {None}
 
 
 def test_warps_on_an_sm_follow_from_registers():
