@@ -116,6 +116,7 @@ def compile_scan(
     }
     missing = [pointer for flag, pointers in _SCAN_OPTIONAL.items() if not constants.get(flag) for pointer in pointers]
     constants |= {"N": states, "BE": tile.BE, "RUN": tile.RUN, "EVEN": even, "G": 1}
+    constants["LEAN"] = scan_launch.is_lean(architecture, states)
     constants |= dict.fromkeys(missing) | (known or {})
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}
     pointers = {

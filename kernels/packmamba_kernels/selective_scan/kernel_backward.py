@@ -10,11 +10,11 @@ once, is in both terms.)
 - reverse sweep: g; emits dB_t = Σ_e g Δ u, du = Δ Σ_n g B + dy D, dΔ_t = Σ_{s ≥ t} (P_s - Q_s) + u_t Σ_n g B, with
   Q_t = Δ_t u_t Σ_n A B_t q_t;
 - dA = Σ_t Δ_t dλ_t, in which each c_s h'_s - b_s q_s counts with the sum of Δ from the chunk's start to s.
-A is in units of log2 here, so P and Q are too.
+A is in units of log2 here, so P and Q are too. LEAN: addresses are computed where they are used, not kept over a loop.
 """
 
-# pyright: reportGeneralTypeIssues=false
-# tl.range is no iterator outside of a kernel.
+# pyright: reportGeneralTypeIssues=false, reportArgumentType=false
+# tl.range is no iterator outside of a kernel, nor is a compile-time argument a bool.
 from __future__ import annotations
 
 import triton
@@ -95,6 +95,7 @@ def forward_sweep_kernel(
     N: tl.constexpr, BE: tl.constexpr, RUN: tl.constexpr, EVEN: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_INITIAL: tl.constexpr, HAS_LINKS: tl.constexpr, STORE_FINAL: tl.constexpr, STORE_OUT: tl.constexpr,
+    LEAN: tl.constexpr,
 ):  # fmt: skip
     """out again where it is wanted, dz, the parts of dC, and for the reverse sweep the inflow and what chunks end with,
     of every num_programs-th item of the order; the share of dD that is theirs, and the part of dA that has h.
@@ -127,10 +128,10 @@ def forward_sweep_kernel(
                 if HAS_LINKS:
                     b_h = tl.load(p_links + (i_segment - i_seq - 1) * size + o_tile, mask=m_tile, other=0.0)
             chunks = tl.cdiv(n, CHUNK)
-            for i_chunk in range(chunks):
+            for i_chunk in tl.range(chunks, disable_licm=LEAN):
                 bot = bos + i_chunk * CHUNK
                 b_elapsed = tl.zeros([BE], tl.float32)  # [BE]
-                for i in tl.range(tl.minimum(n - i_chunk * CHUNK, CHUNK), num_stages=STAGES):
+                for i in tl.range(tl.minimum(n - i_chunk * CHUNK, CHUNK), num_stages=STAGES, disable_licm=LEAN):
                     t = bot + i
                     b_u = tl.load(p_u + t * stride_u + o_e, mask=m_e, other=0.0).to(tl.float32)  # [BE]
                     b_delta = tl.load(p_delta + t * stride_delta + o_e, mask=m_e, other=0.0)  # [BE]
@@ -180,6 +181,7 @@ def reverse_sweep_kernel(
     N: tl.constexpr, BE: tl.constexpr, RUN: tl.constexpr, EVEN: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_INITIAL: tl.constexpr, HAS_LINKS: tl.constexpr, HAS_DFINAL: tl.constexpr,
+    LEAN: tl.constexpr,
 ):  # fmt: skip
     """du, ddelta, the parts of dB and dinitial of every num_programs-th item of the order, and their share of
     ddelta_bias; adds to p_dA the part that has g.
@@ -215,7 +217,7 @@ def reverse_sweep_kernel(
                     b_q = tl.load(p_dlinks + (i_segment - i_seq) * size + o_tile, mask=m_tile, other=0.0)
                     p_end = p_links + (i_segment - i_seq) * size
             chunks = tl.cdiv(n, CHUNK)
-            for j in range(chunks):
+            for j in tl.range(chunks, disable_licm=LEAN):
                 i_chunk = chunks - 1 - j
                 i_row = bos // CHUNK + i_chunk
                 if j > 0:
@@ -226,7 +228,7 @@ def reverse_sweep_kernel(
                 b_running = tl.sum(b_dlambda * b_A, 0)  # [BE]: Σ_n A dλ
                 m = tl.minimum(n - i_chunk * CHUNK, CHUNK)
                 eoc = bos + i_chunk * CHUNK + m - 1
-                for i in tl.range(m, num_stages=STAGES):
+                for i in tl.range(m, num_stages=STAGES, disable_licm=LEAN):
                     t = eoc - i
                     b_u = tl.load(p_u + t * stride_u + o_e, mask=m_e, other=0.0).to(tl.float32)  # [BE]
                     b_delta = tl.load(p_delta + t * stride_delta + o_e, mask=m_e, other=0.0)  # [BE]

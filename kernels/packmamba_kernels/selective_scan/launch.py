@@ -52,6 +52,10 @@ so many states are spread over warps."""
 REGISTERS = {80: {"forward": 128}, 90: {"forward": 128}}
 """By architecture, at N = 16 only: caps that cost nothing and let 16 warps run on an SM."""
 
+LEAN = (80,)
+"""Architectures on which the sweeps, at N = 16, compute addresses where they are used, for kept ones would spill: a
+twelfth more instructions."""
+
 PARTIAL_SUMS = 2**26
 """Elements of the scratch in which programs leave their parts of dA: it bounds the programs along the items."""
 
@@ -160,10 +164,11 @@ def backward(
     )  # fmt: skip
 
     flags = {"HAS_Z": z is not None, "HAS_BIAS": delta_bias is not None, "SOFTPLUS": delta_softplus}
+    architecture = _architecture(u.device) if u.is_cuda else 0
     sweep = {"HAS_D": D is not None, "HAS_INITIAL": initial is not None, "HAS_LINKS": num_links > 0}
+    sweep["LEAN"] = is_lean(architecture, num_states)
     strides = (u.stride(0), delta.stride(0), _stride(z))
     counts = (_num_items(tables), num_programs, num_tokens)
-    architecture = _architecture(u.device) if u.is_cuda else 0
     with device_of(u):
         _prepare(launch, A, B, C, A2, BC)
         launch(
@@ -272,6 +277,11 @@ def register_cap(architecture: int, num_states: int, kernel: str) -> dict[str, i
     """The launch option, or none."""
     caps = REGISTERS.get(architecture, {}) if num_states == 16 else {}
     return {"maxnreg": caps[kernel]} if kernel in caps else {}
+
+
+def is_lean(architecture: int, num_states: int) -> bool:
+    """Whether the sweeps keep no addresses."""
+    return architecture in LEAN and num_states == 16
 
 
 def _counts(tables: Tables) -> tuple[int, int]:
