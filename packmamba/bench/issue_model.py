@@ -27,9 +27,9 @@ guards hold, inner branches are not taken, calls cost one cycle.
 
 Not modelled: DRAM bandwidth, the instruction cache, bank conflicts of shared memory and registers, tensor cores, and
 warps that wait for each other at a barrier. Asynchronous copies (LDGSTS, DEPBAR) always arrive in time. Against kernels
-that were timed on an H200 (compiled by Triton 3.6), those that load a token ahead came within 10% (backward: 9.1 for
-9.1 ms, 7.3 for 7.8 ms); one that does not was off by more than half (3.7 for 2.3 ms), for there the latency of memory
-decides. So compare versions of a kernel; as a time, cycles need a clock and a number of SMs besides.
+that were timed on an H200 (compiled by Triton 3.6), the two that load a token ahead came within 10%; one that does not
+was off by more than half, for there the latency of memory decides. So compare versions of a kernel; as a time, cycles
+need a clock and a number of SMs besides.
 """
 
 from __future__ import annotations
