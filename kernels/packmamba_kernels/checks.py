@@ -10,7 +10,7 @@ from torch import Tensor, int32
 from packmamba_kernels.schedule import Schedule
 
 MAX_FORMS = 1024
-"""Forms that are remembered at most."""
+"""Forms of calls that are remembered. A model has a handful; beyond that something changes with every call."""
 
 _right: set[Hashable] = set()
 

@@ -13,9 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from packmamba_kernels._triton import LAUNCH_OPTIONS
-
-MAX_FORMS = 1024
-"""Forms that are remembered. A model has a handful; beyond that something changes with every call."""
+from packmamba_kernels.checks import MAX_FORMS
 
 
 class Launches:

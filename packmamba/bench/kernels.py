@@ -25,7 +25,7 @@ from packmamba.bench.environment import describe_environment
 from packmamba.bench.kernel_cases import DTYPES, IMPLEMENTATIONS, OPS, Case, why_not
 from packmamba.bench.kernel_tables import HEADER, LIMITS_HEADER, packed_over_unpacked, render_row, speedups
 from packmamba.bench.kernel_timing import PARTS, bounds, check, describe, device_limits, try_measure
-from packmamba.bench.report import add_device, chosen_device, positive, progress, require_matplotlib, write_report
+from packmamba.bench.report import add_device, chosen_device, collect, positive, require_matplotlib
 from packmamba.data.lengths import DISTRIBUTIONS
 
 DEFAULTS = {
@@ -182,25 +182,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     total = len(PARTS) * sum(case.op in i.ops for case in cases for i in IMPLEMENTATIONS.values())
     print(f"{report['environment']['device']}, torch {torch.__version__}")
     print(HEADER + (LIMITS_HEADER if device.type == "cuda" else ""))
-    code = 0
-    try:
-        with progress(total) as advance:
-
-            def keep(row: dict[str, Any]) -> None:
-                report["results"].append(row)
-                write_report(options.output, report)
-                advance(render_row(row))
-
-            run(
-                cases,
-                device,
-                runs=options.runs or DEFAULTS[device.type]["runs"],
-                naive_tokens=options.naive_tokens,
-                on_result=keep,
-            )
-    except KeyboardInterrupt:
-        print(f"interrupted after {len(report['results'])} of {total} measurements")
-        code = 130
+    runs, naive_tokens = options.runs or DEFAULTS[device.type]["runs"], options.naive_tokens
+    code = collect(
+        lambda keep: run(cases, device, runs=runs, naive_tokens=naive_tokens, on_result=keep),
+        report,
+        options.output,
+        total,
+        render_row,
+    )
     for line in itertools.chain(speedups(report["results"]), packed_over_unpacked(report["results"])):
         print(line)
     if report["results"]:

@@ -47,6 +47,31 @@ def write_report(path: Path, report: dict[str, Any]) -> None:
     partial.replace(path)
 
 
+def collect(
+    run: Callable[[Callable[[dict[str, Any]], None]], None],
+    report: dict[str, Any],
+    output: Path,
+    total: int,
+    render: Callable[[dict[str, Any]], str],
+) -> int:
+    """The exit code of `run`, which is handed what to call with each result: it goes into report["results"], the whole
+    report to `output`, and its line to the terminal. An interrupt keeps what is there and returns 130."""
+    rows = report["results"]
+    try:
+        with progress(total) as advance:
+
+            def keep(row: dict[str, Any]) -> None:
+                rows.append(row)
+                write_report(output, report)
+                advance(render(row))
+
+            run(keep)
+    except KeyboardInterrupt:
+        print(f"interrupted after {len(rows)} of {total} measurements")
+        return 130
+    return 0
+
+
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[str], None]]:
     """Yields what prints a line and moves the bar on; the bar needs rich and a terminal, the lines nothing."""

@@ -22,7 +22,7 @@ from packmamba.bench.environment import describe_environment
 from packmamba.bench.kernel_cases import DTYPES, OPS, Case
 from packmamba.bench.kernel_tables import nanoseconds, scaling_table, spreads
 from packmamba.bench.kernel_timing import PARTS, check, describe, try_measure
-from packmamba.bench.report import add_device, chosen_device, positive, progress, require_matplotlib, write_report
+from packmamba.bench.report import add_device, chosen_device, collect, positive, require_matplotlib
 from packmamba.data.lengths import DISTRIBUTIONS
 
 DEFAULTS: dict[str, dict[str, Any]] = {
@@ -110,19 +110,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     title = f"{report['environment']['device']}, E = {options.channels:,}, N = {options.states}, {options.dtype}"
     print(f"{title}, torch {torch.__version__}")
     print(HEADER)
-    code = 0
-    try:
-        with progress(total) as advance:
-
-            def keep(row: dict[str, Any]) -> None:
-                rows.append(row)
-                write_report(options.output, report)
-                advance(render_row(row))
-
-            run(cases, device, runs=options.runs, on_result=keep)
-    except KeyboardInterrupt:
-        print(f"interrupted after {len(rows)} of {total} measurements")
-        code = 130
+    code = collect(
+        lambda keep: run(cases, device, runs=options.runs, on_result=keep), report, options.output, total, render_row
+    )
     if not rows:
         return code
     print(f"\nnanoseconds a token; the spread is to be within ±{TARGET:.0f}%:\n{markdown(scaling_table(rows))}")

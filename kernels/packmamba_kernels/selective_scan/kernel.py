@@ -108,6 +108,22 @@ def load_parameter(p_x, o_e, m_e, GIVEN: tl.constexpr):
 
 
 @triton.jit
+def state_before(
+    p_initial, p_links, i_segment, i_seq, first, o_tile, m_tile, size,
+    HAS_INITIAL: tl.constexpr, HAS_LINKS: tl.constexpr,
+):  # fmt: skip
+    """[N, BE], the state that a segment starts from: its document's initial one, or what passes the link before it."""
+    b_h = tl.zeros(o_tile.shape, tl.float32)  # [N, BE]
+    if first:
+        if HAS_INITIAL:
+            b_h = tl.load(p_initial + i_seq * size + o_tile, mask=m_tile, other=0.0)
+    else:
+        if HAS_LINKS:
+            b_h = tl.load(p_links + (i_segment - i_seq - 1) * size + o_tile, mask=m_tile, other=0.0)
+    return b_h
+
+
+@triton.jit
 def selective_scan_fwd_kernel(
     p_u, p_delta, p_z, p_BC, p_A, p_D, p_bias, p_initial, p_links, p_out, p_final,
     p_start, p_length, p_seq, p_cu_segments, p_items, p_item_order,
@@ -132,13 +148,8 @@ def selective_scan_fwd_kernel(
     for i_segment in range(i_first, i_end):
         i_seq = tl.load(p_seq + i_segment)
         bos, n = tl.load(p_start + i_segment).to(tl.int64), tl.load(p_length + i_segment)
-        b_h = tl.zeros([N, BE], tl.float32)  # [N, BE]
-        if i_segment == tl.load(p_cu_segments + i_seq):
-            if HAS_INITIAL:
-                b_h = tl.load(p_initial + i_seq * size + o_tile, mask=m_tile, other=0.0)
-        else:
-            if HAS_LINKS:
-                b_h = tl.load(p_links + (i_segment - i_seq - 1) * size + o_tile, mask=m_tile, other=0.0)
+        first = i_segment == tl.load(p_cu_segments + i_seq)
+        b_h = state_before(p_initial, p_links, i_segment, i_seq, first, o_tile, m_tile, size, HAS_INITIAL, HAS_LINKS)
         for i in tl.range(n, num_stages=STAGES):
             t = bos + i
             b_u = tl.load(p_u + t * stride_u + o_e, mask=m_e, other=0.0).to(tl.float32)  # [BE]

@@ -28,6 +28,7 @@ from packmamba_kernels.selective_scan.kernel import (
     load_parameter,
     sigmoid,
     size_of,
+    state_before,
     step_of,
     tile_of,
 )
@@ -120,13 +121,10 @@ def forward_sweep_kernel(
         for i_segment in range(tl.load(p_items + i_item), tl.load(p_items + i_item + 1)):
             i_seq = tl.load(p_seq + i_segment)
             bos, n = tl.load(p_start + i_segment).to(tl.int64), tl.load(p_length + i_segment)
-            b_h = tl.zeros([N, BE], tl.float32)  # [N, BE]
-            if i_segment == tl.load(p_cu_segments + i_seq):
-                if HAS_INITIAL:
-                    b_h = tl.load(p_initial + i_seq * size + o_tile, mask=m_tile, other=0.0)
-            else:
-                if HAS_LINKS:
-                    b_h = tl.load(p_links + (i_segment - i_seq - 1) * size + o_tile, mask=m_tile, other=0.0)
+            first = i_segment == tl.load(p_cu_segments + i_seq)
+            b_h = state_before(
+                p_initial, p_links, i_segment, i_seq, first, o_tile, m_tile, size, HAS_INITIAL, HAS_LINKS
+            )  # [N, BE]
             chunks = tl.cdiv(n, CHUNK)
             for i_chunk in tl.range(chunks, disable_licm=LEAN):
                 bot = bos + i_chunk * CHUNK
