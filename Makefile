@@ -29,23 +29,23 @@ lint: install
 	$(BIN)/pyright
 
 bench: install
-	$(BIN)/packmamba compare --device cpu --output runs/compare && cp runs/compare/compare.json bench/results/
+	$(BIN)/packmamba compare --device cpu --output runs/compare && cp runs/compare/compare.json benchmarks/results/
 	$(BIN)/packmamba compare --device cpu --modes packed --recompute none conv block --output runs/recompute \
-		&& cp runs/recompute/compare.json bench/results/recompute.json
-	$(BIN)/packmamba bench kernels --device cpu --distributions lognormal --output bench/results/kernels_cpu.json
-	$(BIN)/packmamba bench loss_memory --output bench/results/loss_memory.json
-	$(BIN)/packmamba bench packers --output bench/results/packers.json
-	$(BIN)/packmamba bench loader --output bench/results/loader.json
-	$(BIN)/packmamba bench tokenise --documents 20000 --workers 0 2 --output bench/results/tokenise.json
-	$(BIN)/packmamba bench instructions --output bench/results/instructions.json
-	$(BIN)/packmamba bench accuracy --output bench/results/accuracy.json
-	OMP_NUM_THREADS=1 $(BIN)/packmamba bench host --output bench/results/host.json
+		&& cp runs/recompute/compare.json benchmarks/results/recompute.json
+	$(BIN)/python -m benchmarks kernels --device cpu --distributions lognormal --output benchmarks/results/kernels_cpu.json
+	$(BIN)/python -m benchmarks loss_memory --output benchmarks/results/loss_memory.json
+	$(BIN)/python -m benchmarks packers --output benchmarks/results/packers.json
+	$(BIN)/python -m benchmarks loader --output benchmarks/results/loader.json
+	$(BIN)/python -m benchmarks tokenise --documents 20000 --workers 0 2 --output benchmarks/results/tokenise.json
+	$(BIN)/python -m benchmarks instructions --output benchmarks/results/instructions.json
+	$(BIN)/python -m benchmarks accuracy --output benchmarks/results/accuracy.json
+	OMP_NUM_THREADS=1 $(BIN)/python -m benchmarks host --output benchmarks/results/host.json
 
 bench-gpu: install
-	$(BIN)/packmamba bench gpu
+	$(BIN)/python -m benchmarks gpu
 
 readme-tables: install
-	$(BIN)/python -m packmamba.bench.readme_tables
+	$(BIN)/python -m benchmarks.readme_tables
 
 clean:
 	rm -rf $(VENV) .cache runs

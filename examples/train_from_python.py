@@ -9,10 +9,10 @@ from lightning.pytorch import Trainer, seed_everything
 from lightning.pytorch.loggers import CSVLogger
 
 from packmamba import ModelConfig
-from packmamba.callbacks import LastCheckpoint, PackedProgressBar
 from packmamba.config import AttentionConfig
 from packmamba.data import PackedDataModule
-from packmamba.lit import LitHybridLM
+from packmamba.training.callbacks import LastCheckpoint, PackedProgressBar
+from packmamba.training.lit import LitHybridLM
 
 
 def main() -> None:

@@ -11,25 +11,39 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-PACKAGES = {"packmamba": ROOT / "packmamba", "packmamba_kernels": ROOT / "kernels" / "packmamba_kernels"}
+PACKAGES = {
+    "packmamba": ROOT / "packmamba",
+    "packmamba_kernels": ROOT / "kernels" / "packmamba_kernels",
+    "benchmarks": ROOT / "benchmarks",
+}
 
-ARROW = ["packing", "config", "attention", "model", "metrics", "lit", "callbacks", "trainer_cli"]
+ARROW = ["errors", "packing", "config", "attention", "model", "metrics", "training"]
 """Parts of packmamba; each may import those before it."""
 
 ALLOWED = {
     "packmamba_kernels": set(),
     **{part: {"packmamba_kernels", *ARROW[:i]} for i, part in enumerate(ARROW)},
-    "config": set(),
-    "data": {"packmamba_kernels", "packing"},
-    "bench": {"packmamba_kernels", "packing", "config", "attention", "model", "metrics", "data"},
-    "info": {"packmamba_kernels", "packing", "config", "attention", "model", "data", "bench"},
-    "cli": set(),
+    "environment": set(),
+    "plots": {"errors", "config", "data", "compare", "metrics"},
+    "data": {"errors", "packmamba_kernels", "packing"},
+    "compare": {
+        "errors",
+        "packmamba_kernels",
+        "packing",
+        "config",
+        "attention",
+        "model",
+        "metrics",
+        "data",
+        "environment",
+        "plots",
+    },
 }
-ALLOWED["trainer_cli"] |= {"data"}
-ALLOWED["tokenizer_cli"] = {"data"}
-ALLOWED["quickstart"] = {*ARROW, "data", "bench", "cli", "packmamba_kernels"}
-ALLOWED["pack_report"] = {"config", "model", "data", "bench", "trainer_cli"}
+ALLOWED["cli"] = {"packmamba_kernels", *ARROW, "data", "environment", "plots", "compare"}
+ALLOWED["benchmarks"] = {*ALLOWED["cli"], "cli"}
 ALLOWED["__init__"] = {*ARROW, "data"}
+ALLOWED["__main__"] = {"cli"}
+ALLOWED["lit"] = ALLOWED["callbacks"] = {"training"}
 """What each part may import, besides itself. cli finds the commands by name when they run."""
 
 HEAVY = ("lightning", "datasets", "jsonargparse", "matplotlib", "transformers", "tokenizers", "pandas")
@@ -37,10 +51,10 @@ HEAVY = ("lightning", "datasets", "jsonargparse", "matplotlib", "transformers", 
 
 def modules() -> Iterator[tuple[str, Path]]:
     """(part, file) of every module."""
-    for path in sorted(PACKAGES["packmamba_kernels"].rglob("*.py")):
-        yield "packmamba_kernels", path
-    for path in sorted(PACKAGES["packmamba"].rglob("*.py")):
-        yield path.relative_to(PACKAGES["packmamba"]).parts[0].removesuffix(".py"), path
+    for package, folder in PACKAGES.items():
+        for path in sorted(folder.rglob("*.py")):
+            part = path.relative_to(folder).parts[0].removesuffix(".py") if package == "packmamba" else package
+            yield part, path
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -58,8 +72,8 @@ def parts_imported(source: str) -> set[str]:
     found = set()
     for name in imports(ast.parse(source)):
         pieces = name.split(".")
-        if pieces[0] == "packmamba_kernels":
-            found.add("packmamba_kernels")
+        if pieces[0] in ("packmamba_kernels", "benchmarks"):
+            found.add(pieces[0])
         elif pieces[0] == "packmamba":
             found.add(pieces[1] if len(pieces) > 1 else "__init__")
     return found
@@ -97,7 +111,8 @@ def loaded_by(statement: str) -> set[str]:
     "statement",
     [
         "import packmamba; packmamba.HybridLM; packmamba.ModelConfig; packmamba.Packing; packmamba.PackedBatch",
-        "import packmamba.bench; import packmamba.bench.throughput",
+        "import packmamba.compare; import packmamba.compare.throughput",
+        "import benchmarks; import benchmarks.operators.kernels",
         "import packmamba_kernels",
     ],
 )

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from packmamba_kernels._triton import INTERPRET
+from packmamba_kernels.runtime.triton_glue import INTERPRET
 
 OPERATORS = ("causal_conv1d", "selective_scan")
 

@@ -27,11 +27,11 @@ from packmamba.data.packers import (
     refuse_long_documents,
 )
 from packmamba.data.plan import Balance, PlanOptions
-from packmamba.data.progress import TrainingProgress, check_trainer, require_same
-from packmamba.data.sections import Section, Sections, SectionWriter, open_sections
+from packmamba.data.resume.progress import TrainingProgress, check_trainer, require_same
+from packmamba.data.resume.sections import Section, Sections, SectionWriter, open_sections
+from packmamba.data.resume.streamed import StreamedDataset
 from packmamba.data.sources import PythonDocs, Source
-from packmamba.data.streamed import StreamedDataset
-from packmamba.data.tokenizers import ByteTokenizer, Tokenizer
+from packmamba.data.text.tokenizers import ByteTokenizer, Tokenizer
 
 _SPLITS_OF: dict[str | None, tuple[Split, ...]] = {
     "fit": ("train", "val"),

@@ -10,11 +10,11 @@ from typing import Literal, get_args
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
-from packmamba.data.corpus import Corpus, tokenise
-from packmamba.data.encode import RowError
 from packmamba.data.packers import Packs
 from packmamba.data.sources import Source
-from packmamba.data.tokenizers import Tokenizer
+from packmamba.data.text.corpus import Corpus, tokenise
+from packmamba.data.text.encode import RowError
+from packmamba.data.text.tokenizers import Tokenizer
 
 Split = Literal["train", "val", "test", "predict"]
 SPLITS: tuple[Split, ...] = get_args(Split)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from packmamba.config import ModelConfig
-from packmamba.model.attention_mixer import AttentionMixer
 from packmamba.model.layers import RMSNorm
-from packmamba.model.mamba1 import Mamba1Mixer
-from packmamba.model.mlp import GatedMLP
+from packmamba.model.mixers.attention import AttentionMixer
+from packmamba.model.mixers.mamba1 import Mamba1Mixer
+from packmamba.model.mixers.mlp import GatedMLP
 from packmamba.packing import Packing
 
 

@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 
 from packmamba.config import ModelConfig
 from packmamba.model.block import ResidualBlock
+from packmamba.model.compute import keep_sequence_mixing
 from packmamba.model.layers import OutputHead, RMSNorm, TokenEmbedding
 from packmamba.model.loss import linear_cross_entropy
-from packmamba.model.recompute import keep_sequence_mixing
 from packmamba.packing import Packing
 
 

@@ -52,7 +52,7 @@ def python_docs(tmp_path_factory: pytest.TempPathFactory) -> tuple[datasets.Data
 @pytest.fixture(scope="session")
 def bpe_folder(python_docs: tuple[datasets.Dataset, Path], tmp_path_factory: pytest.TempPathFactory) -> str:
     """A folder with a BPE tokenizer of 1,000 tokens, trained on a part of the offline default corpus."""
-    from packmamba.data.bpe import train_bpe
+    from packmamba.data.text.bpe import train_bpe
 
     folder = tmp_path_factory.mktemp("bpe") / "tokenizer"
     train_bpe(python_docs[0].select(range(500)), 1000, folder)

@@ -17,7 +17,7 @@ from packmamba.data import PackedDataModule
 from packmamba.data.loader import PackedDataset
 from packmamba.data.packers import STRATEGIES, ThresholdFiltering
 from packmamba.data.sources import DatasetFolder, Files, PythonDocs
-from packmamba.data.tokenizers import ByteTokenizer
+from packmamba.data.text.tokenizers import ByteTokenizer
 from packmamba.packing import PackedBatch
 
 

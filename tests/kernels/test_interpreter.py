@@ -13,19 +13,19 @@ import sys
 from pathlib import Path
 
 import pytest
-from packmamba_kernels._triton import INTERPRET
+from packmamba_kernels.runtime.triton_glue import INTERPRET
 
 from tests.support import DEVICE
 
 MODULES = {
-    "test_causal_conv1d.py": 60,
-    "test_selective_scan_kernel.py": 30,
-    "test_selective_scan_layout.py": 20,
+    "causal_conv1d/test_causal_conv1d.py": 60,
+    "selective_scan/test_kernels.py": 30,
+    "selective_scan/test_layout.py": 20,
     "test_mixer_kernel.py": 2,
 }
 """Test modules whose operators then run their kernels, and at least how many tests of each must have passed."""
 
-GPU_MODULES = MODULES | {"test_selective_scan.py": 80}
+GPU_MODULES = MODULES | {"selective_scan/test_selective_scan.py": 80}
 """The same on a GPU, where long documents cost nothing."""
 
 
@@ -44,7 +44,7 @@ def test_kernels_pass_the_operators_tests_on_a_gpu(module):
 
 def run_module(module, **environment):
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", str(Path(__file__).with_name(module)), "-p", "no:cacheprovider"],
+        [sys.executable, "-m", "pytest", str(Path(__file__).parent / module), "-p", "no:cacheprovider"],
         env=os.environ | environment,
         cwd=Path(__file__).parents[2],
         capture_output=True,

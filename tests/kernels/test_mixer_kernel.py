@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from packmamba_kernels._triton import INTERPRET
+from packmamba_kernels.runtime.triton_glue import INTERPRET
 
 from packmamba import ModelConfig, Packing
 from packmamba.config import Mamba1Config
-from packmamba.model.mamba1 import Mamba1Mixer
+from packmamba.model.mixers.mamba1 import Mamba1Mixer
 from tests.support import DEVICE, assert_close
 
 pytestmark = pytest.mark.skipif(not INTERPRET and DEVICE == "cpu", reason="run by test_interpreter.py")

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from packmamba_kernels.schedule import CHUNK, ITEM, SIZES, build_schedule, build_segments
 
-from tests.kernels.scan_cases import cu_seqlens_of
+from tests.kernels.selective_scan.scan_cases import cu_seqlens_of
 
 
 def assert_covers(segments, cu_seqlens, size):

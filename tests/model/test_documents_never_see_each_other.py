@@ -7,8 +7,10 @@ import torch
 
 from packmamba import HybridLM, Packing
 from packmamba.attention import explain_backends
-from packmamba.model import attention_mixer, hybrid_lm, mamba1
-from packmamba.model.mlp import GatedMLP
+from packmamba.model import hybrid_lm
+from packmamba.model.mixers import attention as attention_mixer
+from packmamba.model.mixers import mamba1
+from packmamba.model.mixers.mlp import GatedMLP
 from tests.model.guarantee import (
     MIXERS,
     RATIO,

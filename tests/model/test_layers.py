@@ -14,7 +14,7 @@ from packmamba import Packing
 from packmamba.model import AttentionMixer, GatedMLP, Mamba1Mixer
 from packmamba.model.block import ResidualBlock
 from packmamba.model.layers import RMSNorm
-from packmamba.model.rotary import apply_rotary, rotary_tables
+from packmamba.model.mixers.rotary import apply_rotary, rotary_tables
 from tests.model.guarantee import ATTENTION, small_config
 from tests.support import assert_close, assert_identical
 

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from packmamba.bench.loss_memory import measure_in_subprocess
+from benchmarks.operators.loss_memory import measure_in_subprocess
 from packmamba.model import loss as loss_module
 from packmamba.model.loss import linear_cross_entropy
 from tests.support import assert_close, assert_identical

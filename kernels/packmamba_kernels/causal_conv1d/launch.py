@@ -8,13 +8,13 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
-from packmamba_kernels._triton import LAUNCH_OPTIONS, cdiv, device_of, empty_like
-from packmamba_kernels.causal_conv1d.kernel import (
+from packmamba_kernels.causal_conv1d.kernels_conv import (
     causal_conv1d_bwd_kernel,
     causal_conv1d_fwd_kernel,
     causal_conv1d_sum_kernel,
 )
-from packmamba_kernels.launcher import launches
+from packmamba_kernels.runtime.launching import launches
+from packmamba_kernels.runtime.triton_glue import LAUNCH_OPTIONS, cdiv, device_of, empty_like
 
 FORWARD = {"BE": 128, "ROWS": 8}
 BACKWARD = {"BE": 128, "ROWS": 3}

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from packmamba_kernels._dispatch import direct, unobserved
-from packmamba_kernels._triton import runs_kernel
 from packmamba_kernels.causal_conv1d import reference
 from packmamba_kernels.checks import check_bounds, check_cu_seqlens, check_once, check_schedule
+from packmamba_kernels.runtime.dispatch import direct, unobserved
+from packmamba_kernels.runtime.triton_glue import runs_kernel
 from packmamba_kernels.schedule import Schedule, build_segments, most_segments
 
 MIN_WIDTH, MAX_WIDTH = 2, 8

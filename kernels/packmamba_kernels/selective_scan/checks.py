@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from packmamba_kernels._triton import runs_kernel
 from packmamba_kernels.checks import check_cu_seqlens, check_schedule
+from packmamba_kernels.runtime.triton_glue import runs_kernel
 from packmamba_kernels.schedule import Schedule
 
 STATES = (4, 8, 16, 32, 64, 128)

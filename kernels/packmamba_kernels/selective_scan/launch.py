@@ -13,20 +13,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from packmamba_kernels._triton import cdiv, device_of, empty_like
-from packmamba_kernels.launcher import Launches, launches
+from packmamba_kernels.runtime.launching import Launches, launches
+from packmamba_kernels.runtime.triton_glue import cdiv, device_of, empty_like
 from packmamba_kernels.schedule import CHUNK
-from packmamba_kernels.selective_scan.kernel import (
-    fold_states_kernel,
-    segment_states_kernel,
-    selective_scan_fwd_kernel,
-)
-from packmamba_kernels.selective_scan.kernel_backward import (
+from packmamba_kernels.selective_scan.kernels_backward import (
     forward_sweep_kernel,
     reverse_sweep_kernel,
     segment_grads_kernel,
 )
-from packmamba_kernels.selective_scan.kernel_layout import finish_kernel, prepare_kernel
+from packmamba_kernels.selective_scan.kernels_forward import (
+    fold_states_kernel,
+    segment_states_kernel,
+    selective_scan_fwd_kernel,
+)
+from packmamba_kernels.selective_scan.kernels_layout import finish_kernel, prepare_kernel
 from packmamba_kernels.selective_scan.layout import from_matrices, matrix_shape, to_matrices
 from packmamba_kernels.selective_scan.reference import Gradients, Tables
 

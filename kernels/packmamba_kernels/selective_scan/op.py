@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from packmamba_kernels._dispatch import direct, unobserved
-from packmamba_kernels._triton import runs_kernel
 from packmamba_kernels.checks import check_bounds, check_once
+from packmamba_kernels.runtime.dispatch import direct, unobserved
+from packmamba_kernels.runtime.triton_glue import runs_kernel
 from packmamba_kernels.schedule import CHUNK, SIZES, Schedule, Segments, build_segments, most_segments
 from packmamba_kernels.selective_scan import reference
 from packmamba_kernels.selective_scan.checks import check_arguments

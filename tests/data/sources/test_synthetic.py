@@ -9,7 +9,7 @@ import pytest
 
 from packmamba.data.lengths import LONGEST, SHORTEST
 from packmamba.data.sources import Copy, RandomLengths, Recall
-from packmamba.data.tokenizers import ByteTokenizer
+from packmamba.data.text.tokenizers import ByteTokenizer
 
 SOURCES = {
     "recall": Recall(num_documents=50, max_pairs=5),

@@ -1,0 +1,1 @@
+"""The project's benchmarks: `python -m benchmarks NAME`. Not part of the wheel."""

@@ -1,0 +1,5 @@
+import sys
+
+from packmamba.cli import main
+
+sys.exit(main())

@@ -1,0 +1,151 @@
+"""`packmamba fit|validate|test|predict`: LightningCLI with packmamba's model, data, defaults and file names."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import CSVLogger
+
+from packmamba.config import ModelConfig
+from packmamba.data import PackedDataModule
+from packmamba.model import attention_cost
+from packmamba.training.callbacks import BestCheckpoint, LastCheckpoint, PackedProgressBar, PredictionWriter
+from packmamba.training.lit import LitHybridLM
+
+TRAINER_DEFAULTS = {
+    "gradient_clip_val": 1.0,
+    "log_every_n_steps": 10,
+}
+
+
+class SaveConfig(SaveConfigCallback):
+    """Saves the run's whole configuration to `config.yaml` beside its log; a run without a logger has no folder."""
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        if trainer.logger is None:
+            return
+        # The logger makes the folder; it warns where a file is there before it.
+        _ = trainer.logger.experiment  # pyright: ignore[reportAttributeAccessIssue]
+        super().setup(trainer, pl_module, stage)
+
+
+class PackmambaCLI(LightningCLI):
+    """LightningCLI, with a name for the run and configurable `best.ckpt` and `last.ckpt`."""
+
+    def __init__(self, arguments: list[str]) -> None:
+        self._arguments = arguments
+        super().__init__(
+            LitHybridLM,
+            PackedDataModule,
+            save_config_callback=SaveConfig,
+            trainer_defaults=dict(TRAINER_DEFAULTS),
+            seed_everything_default=0,
+            parser_kwargs={
+                "prog": "packmamba",
+                "exit_on_error": False,
+                **{command: {"exit_on_error": False} for command in self.subcommands()},
+            },
+            auto_configure_optimizers=False,
+            load_from_checkpoint_support=False,
+        )
+
+    def subcommands(self) -> dict[str, set[str]]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        """The command that runs, alone: making the options of all four takes four times as long."""
+        command = self._arguments[0]
+        return {command: LightningCLI.subcommands()[command]}
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument(
+            "--name", type=str, default="packmamba", help="Logs and checkpoints go to runs/NAME/version_N/."
+        )
+        parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
+        parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
+        parser.link_arguments("model.config", "data.attention_cost", compute_fn=_attention_cost)
+        parser.link_arguments("model.config.attention.sliding_window", "data.attention_window")
+
+    def before_instantiate_classes(self) -> None:
+        trainer = self._get(self.config, "trainer")
+        if self.subcommand == "fit" and trainer.max_steps == -1 and trainer.max_epochs is None:
+            raise ValueError("how long to train is not set: give trainer.max_steps or trainer.max_epochs")
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        self.config = parser.parse_args(self._arguments)
+
+    def _parse_ckpt_path(self) -> None:
+        """LightningCLI replaces the given configuration by the checkpoint's without a word; here the given one stands,
+        and LitHybridLM raises an error where the two models differ."""
+        path = self.config[self.config.subcommand].get("ckpt_path")
+        if path and path not in ("best", "last", "hpc") and not Path(path).exists():
+            raise FileNotFoundError(f"ckpt_path {path!r} does not exist")
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        given = self._get(self.config_init, "trainer")
+        callbacks = list(given.get("callbacks") or [])
+        if given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
+            callbacks.append(PackedProgressBar())
+        if self.subcommand == "predict" and not any(isinstance(c, PredictionWriter) for c in callbacks):
+            callbacks.append(PredictionWriter())
+        if given.get("enable_checkpointing") is False:
+            # Lightning refuses checkpoint callbacks where checkpoints were switched off.
+            self._parser(self.subcommand).callback_keys.clear()
+        if given.get("logger") in (None, True):
+            name = self._get(self.config_init, "name")
+            kwargs["logger"] = CSVLogger(given.get("default_root_dir") or "runs", name=name)
+        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+
+    def after_fit(self) -> None:
+        folder = self.trainer.log_dir  # on every rank: reading it is a broadcast
+        if not self.trainer.is_global_zero:
+            return
+        for callback in self.trainer.checkpoint_callbacks:
+            path = getattr(callback, "best_model_path", "")
+            if path:
+                print(f"checkpoint: {Path(path)}")
+        if self.trainer.logger is not None:
+            print(f"log: {folder}")
+
+
+def _attention_cost(config: Any) -> float:
+    return attention_cost(ModelConfig.from_dict(config.as_dict()) if isinstance(config, Namespace) else config)
+
+
+def main(argv: list[str]) -> int:
+    """argv: the command (fit, validate, test or predict) and its options. Raises as `run` does."""
+    run(argv)
+    return 0
+
+
+def run(argv: list[str]) -> PackmambaCLI:
+    """Runs a command and returns what it ran with: trainer, model and data module.
+
+    argv: the command (fit, validate, test or predict) and its options.
+
+    Raises ValueError for options and configuration files that cannot be understood.
+    """
+    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    # Lightning advertises another logger at every start.
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    warnings.filterwarnings("ignore", message=".*LeafSpec", module="lightning")  # its own use of torch
+    if argv[0] != "fit":
+        warnings.filterwarnings("ignore", message="The dirpath has changed")  # nothing is saved
+    try:
+        return PackmambaCLI(argv)
+    except ArgumentError as error:
+        raise ValueError(explain(str(error))) from error
+
+
+def explain(message: str) -> str:
+    """A parser's message, with a hint where YAML is known to surprise."""
+    message = " ".join(message.split())
+    if "layer_pattern" in message and "Expected a <class 'str'>" in message:
+        return f'{message}; a pattern of digits is a number in YAML: quote it, layer_pattern: "1111"'
+    if "alias" in message:
+        return f'{message}; a value that begins with * is an alias in YAML: quote it, layer_pattern: "*1*1"'
+    return message

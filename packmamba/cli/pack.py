@@ -1,0 +1,310 @@
+"""`packmamba pack`: how long the documents of a data set are, and what every packing strategy makes of them."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import numpy as np
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from packmamba.data.lengths import DISTRIBUTIONS, SAMPLERS, read_lengths, sample_lengths
+from packmamba.data.packers import STRATEGIES, Packs, check_options, pack
+from packmamba.data.plan import Balance, PlanOptions
+from packmamba.data.statistics import PackingReport, describe_lengths, report_packs
+from packmamba.plots import import_pyplot, plot_packing
+
+if TYPE_CHECKING:
+    from jsonargparse import ArgumentParser, Namespace
+
+    from packmamba.data import PackedDataModule
+
+MOST_EMBEDDED = 200_000
+"""Documents up to which `threshold_filtering`, which makes embeddings first, is reported without being asked for."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Subject:
+    """What is packed."""
+
+    name: str
+    lengths: np.ndarray
+    capacity: int
+    plan: PlanOptions
+    strategies: Sequence[str]
+    pack: Callable[[str], Packs]
+
+
+def main(argv: Sequence[str]) -> int:
+    """argv: the command's options. Raises ValueError, TypeError, FileNotFoundError or ModuleNotFoundError for options
+    that cannot be understood, or files that cannot be read."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(argv)
+    if options.plot:
+        import_pyplot()  # before anything takes long
+    for file in filter(None, (options.json, options.plot)):
+        if not file.absolute().parent.is_dir():
+            raise FileNotFoundError(f"there is no folder {str(file.parent)!r} to write {file.name!r} to")
+    if options.lengths or options.distribution:
+        if rest:
+            raise ValueError(
+                f"--lengths and --distribution need no text: leave out {' '.join(rest)} "
+                "(`packmamba pack --help` lists what goes with them)"
+            )
+        subject = _from_lengths(options)
+    else:
+        subject = _from_text(options, rest)
+
+    console = Console()
+    _print_lengths(console, subject)
+    reports = []
+    with console.status("packing") as status:
+        for strategy in subject.strategies:
+            status.update(f"packing: {strategy}")
+            reports.append(report_packs(lambda strategy=strategy: subject.pack(strategy), subject.plan))
+    _print_reports(console, subject, reports)
+    if options.json:
+        options.json.write_text(json.dumps(_as_json(subject, reports), indent=2) + "\n")
+        console.print(f"written: {options.json}", highlight=False)
+    if options.plot:
+        plot_packing(subject.lengths, subject.capacity, reports, options.plot, title=subject.name)
+        console.print(f"drawn: {options.plot}", highlight=False)
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="packmamba pack",
+        description=__doc__,
+        allow_abbrev=False,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog="""--config FILE and --data.OPTION say which documents, as for `packmamba fit`, whose --help lists them;
+without any, Python's own documentation is packed.
+
+examples:
+  packmamba pack --config configs/quickstart.yaml --world_size 8 --accumulation 4
+  packmamba pack --data.source Files --data.source.paths '["texts/*.jsonl"]' --plot packs.png
+  packmamba pack --distribution lognormal --documents 100000 --capacity 65536
+""",
+    )
+    given = parser.add_mutually_exclusive_group()
+    given.add_argument(
+        "--lengths", type=Path, metavar="FILE", help="pack these lengths: an array (.npy) or list (.json)"
+    )
+    given.add_argument("--distribution", metavar="NAME", help=f"pack random lengths: {', '.join(SAMPLERS)}")
+    given.add_argument(
+        "--split",
+        choices=["train", "val", "test", "predict"],
+        default="train",
+        help="which documents of the configuration (default: %(default)s)",
+    )
+    parser.add_argument("--documents", type=int, help="how many random lengths (default: 100000)")
+    parser.add_argument(
+        "--strategies",
+        nargs="+",
+        metavar="NAME",
+        help=f"default: all that can be used (threshold_filtering up to {MOST_EMBEDDED:,} documents), of "
+        + ", ".join(STRATEGIES),
+    )
+    parser.add_argument("--capacity", type=int, help="tokens a pack can hold (default: data.capacity, or 4096)")
+    parser.add_argument("--buffer", type=int, help="documents `local_greedy` looks at (default: data.buffer, or 1024)")
+    parser.add_argument(
+        "--seed", type=int, help="shuffle documents and packs (default: as data.seed and data.shuffle say)"
+    )
+    parser.add_argument("--world_size", type=int, default=8, help="ranks that share the packs (default: %(default)s)")
+    parser.add_argument(
+        "--accumulation", type=int, default=1, help="micro-batches of an optimiser step (default: %(default)s)"
+    )
+    parser.add_argument("--balance", choices=get_args(Balance), help="default: data.balance, or tokens")
+    parser.add_argument(
+        "--attention_cost",
+        type=float,
+        help="FLOPs of a (query, key) pair ÷ FLOPs of a token elsewhere (default: the configuration's model's, or 0)",
+    )
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write everything as JSON")
+    parser.add_argument("--plot", type=Path, metavar="FILE", help="draw lengths and padding, e.g. packs.png")
+    return parser
+
+
+def _or(value: Any, default: Any) -> Any:
+    return default if value is None else value
+
+
+def _from_lengths(options: argparse.Namespace) -> _Subject:
+    if options.lengths:
+        if options.documents is not None:
+            raise ValueError(f"--documents {options.documents} goes with --distribution, not with --lengths")
+        lengths, name = read_lengths(options.lengths), str(options.lengths)
+    else:
+        if options.distribution not in SAMPLERS:
+            raise ValueError(f"unknown distribution {options.distribution!r}; available: {', '.join(SAMPLERS)}")
+        lengths = sample_lengths(options.distribution, num_documents=_or(options.documents, 100_000))
+        name = DISTRIBUTIONS[options.distribution]
+    capacity, buffer = _or(options.capacity, 4096), _or(options.buffer, 1024)
+    strategies = _or(options.strategies, [name for name in STRATEGIES if name != "threshold_filtering"])
+    for strategy in strategies:
+        check_options(strategy, capacity, buffer)
+    if "threshold_filtering" in strategies:
+        raise ValueError(
+            "strategy 'threshold_filtering' compares documents, and there are only lengths; name a --config"
+        )
+    return _Subject(
+        name=name,
+        lengths=lengths,
+        capacity=capacity,
+        plan=_plan(options, options.seed, _or(options.balance, "tokens"), _or(options.attention_cost, 0.0)),
+        strategies=strategies,
+        pack=lambda strategy: pack(lengths, capacity, strategy, seed=options.seed, buffer=buffer),
+    )
+
+
+def _plan(
+    options: argparse.Namespace, seed: int | None, balance: Balance, cost: float, window: int | None = None
+) -> PlanOptions:
+    return PlanOptions(
+        seed=seed,
+        world_size=options.world_size,
+        accumulation=options.accumulation,
+        balance=balance,
+        attention_cost=cost,
+        attention_window=window,
+    )
+
+
+def _from_text(options: argparse.Namespace, rest: Sequence[str]) -> _Subject:
+    if options.documents is not None:
+        raise ValueError("--documents goes with --distribution; for fewer documents there is --data.max_documents")
+    parser, values = _parse_configuration(rest)
+    cost, window = _attention(values)
+    module: PackedDataModule = parser.instantiate(values).data
+    capacity, buffer = _or(options.capacity, module.capacity), _or(options.buffer, module.buffer)
+    seed = _or(options.seed, module.seed if module.shuffle and options.split == "train" else None)
+    whole = module.long_documents == "error"
+    strategies = _or(options.strategies, [name for name in STRATEGIES if not (whole and name == "wrapped")])
+    for strategy in strategies:
+        check_options(strategy, capacity, buffer, module.long_documents)
+    plan = _plan(options, seed, _or(options.balance, module.balance), _or(options.attention_cost, cost), window)
+    module.setup({"train": "fit", "val": "validate"}.get(options.split, options.split))
+    documents = module.documents(options.split)
+    if options.strategies is None and documents.rows.size > MOST_EMBEDDED:
+        strategies.remove("threshold_filtering")
+    embeddings = module.embeddings_of(options.split) if "threshold_filtering" in strategies else None
+
+    def pack_by(strategy: str) -> Packs:
+        return pack(
+            documents.lengths,
+            capacity,
+            strategy,
+            seed=seed,
+            buffer=buffer,
+            long_documents=module.long_documents,
+            embeddings=embeddings,
+            filtering=module.threshold_filtering,
+        )
+
+    return _Subject(
+        name=f"{module.splits.sources[module.splits.source_of(options.split)]}, {options.split}",
+        lengths=documents.lengths,
+        capacity=capacity,
+        plan=plan,
+        strategies=strategies,
+        pack=pack_by,
+    )
+
+
+def _parse_configuration(arguments: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
+    """As `data.configuration.parse_configuration`, but raises ValueError for what cannot be understood."""
+    from jsonargparse import ArgumentError
+
+    from packmamba.cli.fit import explain
+    from packmamba.data.configuration import parse_configuration
+
+    try:
+        return parse_configuration(arguments)
+    except ArgumentError as error:
+        raise ValueError(explain(str(error))) from error
+
+
+def _attention(values: Namespace) -> tuple[float, int | None]:
+    """attention_cost and attention_window of the configuration's model, or of its data where it has no model."""
+    from packmamba.config import ModelConfig
+    from packmamba.model import attention_cost
+
+    config = values.model.get("config") if isinstance(values.model, dict) else None
+    if config is None:
+        return values.data.attention_cost, values.data.attention_window
+    model = ModelConfig.from_dict(config)
+    return attention_cost(model), model.attention.sliding_window
+
+
+def _print_lengths(console: Console, subject: _Subject) -> None:
+    described = describe_lengths(subject.lengths)
+    long = int((subject.lengths > subject.capacity).sum())
+    console.print(f"[bold]{escape(subject.name)}[/]", highlight=False, soft_wrap=True)
+    console.print(
+        f"{described['documents']:,} documents, {described['tokens']:,} tokens; packs of {subject.capacity:,} tokens "
+        f"({long:,} documents are longer)",
+        highlight=False,
+        soft_wrap=True,
+    )
+    cells = {
+        "mean": f"{described['mean']:,.1f}",
+        "shortest": f"{described['shortest']:,}",
+        **{"median" if p == "50" else f"{p} %": f"{value:,}" for p, value in described["percentiles"].items()},
+        "longest": f"{described['longest']:,}",
+    }
+    _print_table(console, ["", *cells], [["length", *cells.values()]])
+
+
+def _print_reports(console: Console, subject: _Subject, reports: Sequence[PackingReport]) -> None:
+    header = ["strategy", "packs", "full", "padding", "split", "uneven\nmicro-step", "\nstep", "time"]
+    rows = [
+        [
+            report.strategy,
+            f"{report.packs:,}",
+            f"{report.efficiency:.2%}",
+            f"{report.padding:.2%}",
+            f"{report.documents_split:,}",
+            f"{report.micro_step_imbalance:.1%}",
+            f"{report.step_imbalance:.1%}",
+            f"{report.seconds:.2f} s" if report.seconds >= 0.1 else f"{1e3 * report.seconds:.1f} ms",
+        ]
+        for report in reports
+    ]
+    _print_table(console, header, rows)
+    plan = subject.plan
+    cost = "FLOPs" if plan.attention_cost else "tokens"
+    console.print(
+        "\n[dim]full: tokens ÷ capacity of all packs. padding: filler where packs are filled up (padded: where rows "
+        "are, to the longest of their batch). split: documents that are cut. uneven: by how much at most a rank's "
+        f"{cost} exceed the mean of {plan.world_size} ranks in a micro-step, and in an optimiser step of "
+        f"{plan.accumulation}; balanced by {plan.balance}.[/]",
+        highlight=False,
+    )
+
+
+def _print_table(console: Console, header: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    table = Table(box=None, header_style="bold", padding=(0, 1, 0, 0), pad_edge=False)
+    for index, name in enumerate(header):
+        table.add_column(name, justify="right" if index else "left", vertical="bottom", no_wrap=True)
+    for row in rows:
+        table.add_row(*row)
+    console.print()
+    console.print(table)
+
+
+def _as_json(subject: _Subject, reports: Sequence[PackingReport]) -> dict[str, Any]:
+    return {
+        "data": subject.name,
+        "lengths": describe_lengths(subject.lengths),
+        "capacity": subject.capacity,
+        "longer_than_capacity": int((subject.lengths > subject.capacity).sum()),
+        "plan": asdict(subject.plan),
+        "strategies": [asdict(report) for report in reports],
+    }

@@ -1,0 +1,130 @@
+"""What `packmamba compare` is asked to compare: models, documents and modes, by name or file."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from packmamba.compare.modes import PACKING_STRATEGIES, Mode, parse_mode
+from packmamba.config import PRESETS, ModelConfig
+from packmamba.data.lengths import DISTRIBUTIONS, read_lengths, sample_histogram, sample_lengths
+
+
+def load_model(name: str, layer_pattern: str | None = None, recompute: str | None = None) -> ModelConfig:
+    """A preset, or the model of a YAML or JSON file: a model configuration, or a training configuration that has one.
+
+    Raises ValueError for a name that is neither (lists the presets), a file without a model, a field that does not
+    exist; ModuleNotFoundError for YAML without PyYAML.
+    """
+    if name in PRESETS:
+        config = PRESETS[name]
+    elif Path(name).is_file():
+        config = ModelConfig.from_dict(_model_section(Path(name)))
+    else:
+        raise ValueError(f"unknown model {name!r}: neither a file nor a preset; presets: {', '.join(PRESETS)}")
+    changes = {"layer_pattern": layer_pattern, "recompute": recompute}
+    return replace(config, **{field: value for field, value in changes.items() if value is not None})
+
+
+def _model_section(path: Path) -> dict[str, Any]:
+    if path.suffix == ".json":
+        content = json.loads(path.read_text())
+    else:
+        if importlib.util.find_spec("yaml") is None:
+            raise ModuleNotFoundError(f"{path} is YAML, which needs PyYAML: pip install pyyaml, or use JSON")
+        import yaml
+
+        content = yaml.safe_load(path.read_text())
+    section = content if isinstance(content, dict) else {}
+    section = section.get("model", section)
+    section = section.get("config", section)
+    if "layer_pattern" not in section:
+        raise ValueError(f"{path} describes no model: it has neither layer_pattern nor model.config.layer_pattern")
+    return section
+
+
+def load_lengths(source: str, num_tokens: int, mean: float | None = None, seed: int = 0) -> np.ndarray:
+    """Document lengths that add up to about `num_tokens`. source: a distribution's name, or a file to draw from: a
+    histogram (`.json`, `.csv`), an array of documents' lengths (`.npy`), or a training configuration (`.yaml`), whose
+    training documents are loaded and tokenised. mean: stretches them to this mean.
+
+    Raises ValueError for a source that is none of these, naming the distributions; FileNotFoundError for a file that is
+    not there.
+    """
+    if source == "giant":
+        return np.array([num_tokens])
+    draw = _drawing_from(source, seed)
+    count = 64
+    while True:
+        lengths = draw(count)
+        if mean is not None:
+            lengths = np.maximum(1, np.round(lengths * (mean / lengths.mean()))).astype(np.int64)
+        ends = np.cumsum(lengths)
+        if ends[-1] >= num_tokens:
+            return lengths[: int(np.searchsorted(ends, num_tokens)) + 1]
+        count *= 2
+
+
+def _drawing_from(source: str, seed: int) -> Callable[[int], np.ndarray]:
+    """Draws so many lengths."""
+    if source in DISTRIBUTIONS:
+        return lambda count: sample_lengths(source, num_documents=count, seed=seed)
+    if source.endswith(".npy"):
+        known = read_lengths(Path(source))
+        return lambda count: np.random.default_rng(seed).choice(known, count)
+    if source.endswith((".json", ".csv")):
+        return lambda count: sample_histogram(source, num_documents=count, seed=seed)
+    if source.endswith((".yaml", ".yml")):
+        known = _lengths_of_data(source)
+        return lambda count: np.random.default_rng(seed).choice(known, count)
+    raise ValueError(
+        f"unknown lengths {source!r}; available: {', '.join(DISTRIBUTIONS)}, a histogram (.json or .csv), an array of "
+        "lengths (.npy), or a training configuration (.yaml)"
+    )
+
+
+def _lengths_of_data(configuration: str) -> np.ndarray:
+    """Tokens of the training documents of a configuration's data."""
+    from jsonargparse import ArgumentError
+
+    from packmamba.data.configuration import parse_configuration
+
+    try:
+        parser, values = parse_configuration(["--config", configuration])
+    except ArgumentError as error:
+        raise ValueError(" ".join(str(error).split())) from error
+    module = parser.instantiate(values).data
+    module.setup("fit")
+    return module.documents("train").lengths
+
+
+def make_documents(lengths: np.ndarray, vocab_size: int, seed: int = 0) -> list[np.ndarray]:
+    """Random token ids."""
+    generator = np.random.default_rng(seed)
+    return [generator.integers(0, vocab_size, length) for length in lengths.tolist()]
+
+
+def expand_modes(names: Sequence[str], batch_sizes: Sequence[int]) -> list[Mode]:
+    """Modes by name; `padded` and `padded_sorted` once for each batch size, `packed:all` once for each strategy."""
+    modes: list[Mode] = []
+    for name in names:
+        if name == "packed:all":
+            modes += [Mode("packed", strategy) for strategy in PACKING_STRATEGIES]
+            continue
+        mode = parse_mode(name)
+        if mode.kind in ("padded", "padded_sorted") and mode.size is None and batch_sizes:
+            modes += [replace(mode, size=size) for size in batch_sizes]
+        else:
+            modes.append(mode)
+    return list(dict.fromkeys(modes))
+
+
+def needs_capacity(mode: Mode) -> bool:
+    """Whether a mode's batches depend on the capacity."""
+    return mode.kind in ("packed", "dense") or (mode.kind != "single" and mode.size is None)

@@ -1,0 +1,100 @@
+"""The batches of a streamed source: section after section, each planned like an epoch of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from packmamba.data.documents import Documents
+from packmamba.data.loader import Key, PlannedDataset, Position
+from packmamba.data.packers import Packs
+from packmamba.data.plan import PlanOptions, micro_steps_left, packs_after
+from packmamba.data.resume.sections import Section, Sections
+
+
+class StreamedDataset(PlannedDataset):
+    """The batches of one rank, of documents that are read while training goes on.
+
+    A section's last optimiser step is filled with micro-steps without packs, so that no step needs two sections.
+    """
+
+    def __init__(
+        self,
+        sections: Sections,
+        options: PlanOptions,
+        *,
+        prefetched: int,
+        check: Callable[[Position, Section], None],
+        **batch: Any,
+    ) -> None:
+        """options: with `whole_steps`. prefetched: batches that may be on their way on any rank, while training is at
+        another one. check: called when a section is begun, to raise an error if it is not what it should be. batch:
+        see `PlannedDataset`."""
+        super().__init__(options, **batch)
+        self.sections = sections
+        self._prefetched = prefetched
+        self._check = check
+        self._known: dict[tuple[int, int], tuple[int, dict[str, str | None]]] = {}
+        self._issued = 0
+        self._finished: dict[tuple[int, int], int] = {}
+
+    def section(self, position: Position) -> tuple[Documents, Packs, int]:
+        section = self.sections.open(position.epoch, position.section)
+        return section.documents, section.packs, section.first_row
+
+    def length(self) -> None:
+        return None
+
+    def keys(self, position: Position) -> Iterator[Key]:
+        """What is left of the epoch of a position. Raises ValueError if the stream has no document with a token."""
+        begun = position
+        while True:
+            number = position[:2]
+            section = self.sections.wait_for(*number)
+            self._check(position, section)
+            self._known[number] = section.num_packs, section.digests
+            self._finished.pop(number, None)
+            self._delete_finished()
+            for micro_step in range(micro_steps_left(section.num_packs, position.packs, self.options)):
+                self._issued += 1
+                yield Key(position, micro_step)
+            self._finished[number] = self._issued
+            if section.is_last:
+                break
+            position = Position(position.epoch, position.section + 1)
+        if begun == Position(begun.epoch) and not any(
+            packs for (epoch, _), (packs, _) in self._known.items() if epoch == begun.epoch
+        ):
+            raise ValueError("the streamed source has no document with a token; there has to be at least one")
+
+    def _delete_finished(self) -> None:
+        """Deletes the sections that nobody needs: all but the latest, once no batch of them can be on its way."""
+        for number, issued in list(self._finished.items())[:-1]:
+            if issued + self._prefetched < self._issued:
+                self.sections.delete(*number)
+                del self._finished[number]
+
+    def after(self, position: Position, micro_steps: int) -> tuple[Position, int]:
+        # The end of a section is not yet the beginning of the next: there may be none.
+        while micro_steps and micro_steps > (left := self._left(position)):
+            micro_steps -= left
+            position = Position(position.epoch, position.section + 1)
+        if not micro_steps:
+            return position, 0
+        packs, open_steps = packs_after(self._known[position[:2]][0], position.packs, micro_steps, self.options)
+        return position._replace(packs=packs), open_steps
+
+    def _left(self, position: Position) -> int:
+        return micro_steps_left(self._known[position[:2]][0], position.packs, self.options)
+
+    def micro_steps_done(self, position: Position, counted: int) -> int:
+        return counted // self.options.accumulation * self.options.accumulation
+
+    def describe(self, position: Position) -> str:
+        return f"{position.packs} packs of section {position.section} of epoch {position.epoch}"
+
+    def digests(self, position: Position) -> dict[str, str | None]:
+        return self._known[position[:2]][1] if position[:2] in self._known else {}
+
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {"_check": None, "_known": {}, "_finished": {}}

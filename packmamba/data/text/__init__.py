@@ -1,0 +1,1 @@
+"""Text to token ids on disk: tokenizers, chat templates, encoding, the corpus."""

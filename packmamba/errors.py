@@ -1,0 +1,35 @@
+"""Errors in what a person gave packmamba: a number out of range, a name that does not exist, a file that is missing.
+
+The command line prints them as one line and leaves with 2; anything else is a bug and keeps its traceback. Each class
+is also the built-in error that Python code expects, so `except ValueError` goes on working.
+"""
+
+from __future__ import annotations
+
+
+class UsageError(ValueError):
+    """A value that is not accepted. The message names it and what would be accepted."""
+
+
+class UsageTypeError(UsageError, TypeError):
+    """A value of a type that is not accepted."""
+
+
+class UsageFileError(UsageError, OSError):
+    """A file or folder that is missing, in the way or unreadable."""
+
+
+class MissingFileError(UsageFileError, FileNotFoundError):
+    """A file or folder that is not there."""
+
+
+class FileInTheWayError(UsageFileError, FileExistsError):
+    """A file or folder that would have to be overwritten."""
+
+
+class MissingPackageError(UsageError, ModuleNotFoundError):
+    """An optional package that is not installed. The message says how to install it."""
+
+
+class CannotRunError(UsageError, RuntimeError):
+    """A named choice, such as an attention backend, that cannot run here. The message says why."""

@@ -1,0 +1,1 @@
+"""What mixes a layer's tokens or channels: one file a kind."""

@@ -1,0 +1,106 @@
+"""The Mamba-1 mixer (Gu & Dao, arXiv 2312.00752) on packed documents.
+
+T tokens · E = expand · d_model channels · N states a channel · W convolution width · R rank of the step size.
+Parameters carry the names and shapes of state-spaces/mamba, so its checkpoints map one to one.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from packmamba_kernels import causal_conv1d, selective_scan
+from torch import Tensor, nn
+
+from packmamba.config import Mamba1Config, ModelConfig
+from packmamba.model.layers import Projection
+from packmamba.model.mixers.mamba1_fused import mamba1_inner
+from packmamba.packing import Packing
+
+
+class StepSizeProjection(nn.Linear):
+    """(T, R) -> (T, E) step sizes before softplus; the bias goes into the scan.
+
+    Initialised so that softplus(bias) is log-uniform in [dt_min, dt_max] (section 3.6 of the paper), with uniform
+    weights of scale R ** -0.5.
+    """
+
+    def __init__(self, dt_rank: int, d_inner: int, config: Mamba1Config) -> None:
+        self.config = config  # before the parent's constructor, which calls reset_parameters
+        super().__init__(dt_rank, d_inner)
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        scale = self.in_features**-0.5
+        nn.init.uniform_(self.weight, -scale, scale)
+        low, high = math.log(self.config.dt_min), math.log(self.config.dt_max)
+        step = torch.empty_like(self.bias, dtype=torch.float32).uniform_(low, high).exp()
+        step = step.clamp(min=self.config.dt_init_floor)
+        self.bias.copy_(step + torch.log(-torch.expm1(-step)))  # the inverse of softplus
+
+    def forward(self, input: Tensor) -> Tensor:
+        return F.linear(input, self.weight)
+
+
+class Mamba1Mixer(nn.Module):
+    """x (T, d_model) -> (T, d_model): gated projection, causal convolution, selective scan, projection."""
+
+    no_decay: ClassVar[tuple[str, ...]] = ("A_log", "D")
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        mamba, d_inner = config.mamba1, config.d_inner
+        self.recompute = config.recompute == "conv"  # "block" computes the whole layer again, see hybrid_lm.py
+        self.splits = [config.dt_rank, mamba.d_state, mamba.d_state]
+        self.in_proj = Projection(config.d_model, 2 * d_inner, bias=mamba.proj_bias)
+        # Holds the parameters under their usual names and shapes, (E, 1, W) and (E,); causal_conv1d does the work.
+        self.conv1d = nn.Conv1d(d_inner, d_inner, mamba.d_conv, groups=d_inner, bias=mamba.conv_bias)
+        self.x_proj = Projection(d_inner, sum(self.splits))
+        self.dt_proj = StepSizeProjection(config.dt_rank, d_inner, mamba)
+        self.A_log = nn.Parameter(torch.empty(d_inner, mamba.d_state, dtype=torch.float32))
+        self.D = nn.Parameter(torch.empty(d_inner, dtype=torch.float32))
+        self.out_proj = Projection(
+            d_inner, config.d_model, bias=mamba.proj_bias, residual_layers=len(config.layer_pattern)
+        )
+        self.reset_parameters()
+
+    @torch.no_grad()
+    def reset_parameters(self) -> None:
+        """A = -(1, 2, ..., N) for every channel (S4D-real), D = 1."""
+        states = torch.arange(1, self.A_log.shape[1] + 1, dtype=torch.float32, device=self.A_log.device)
+        self.A_log.copy_(states.log().expand_as(self.A_log))
+        nn.init.ones_(self.D)
+
+    def forward(self, x: Tensor, packing: Packing) -> Tensor:
+        xz = self.in_proj(x)  # (T, 2E)
+        A, D, dt_bias = -torch.exp(_wide(self.A_log)), _wide(self.D), _wide(self.dt_proj.bias)
+        conv_weight = self.conv1d.weight.squeeze(1)
+        if self.recompute and torch.is_grad_enabled():
+            return mamba1_inner(
+                xz,
+                conv_weight,
+                self.conv1d.bias,
+                self.x_proj.weight,
+                self.dt_proj.weight,
+                dt_bias,
+                A,
+                D,
+                self.out_proj.weight,
+                self.out_proj.bias,
+                packing,
+            )
+        u, z = xz.chunk(2, dim=-1)  # (T, E) each
+        documents = {"cu_seqlens": packing.cu_seqlens, "schedule": packing.schedule}
+        u = causal_conv1d(u, conv_weight, self.conv1d.bias, activation="silu", **documents)
+        assert isinstance(u, Tensor)  # a pair only where final states are asked for
+        dt, B, C = self.x_proj(u).split(self.splits, dim=-1)  # (T, R), (T, N), (T, N)
+        delta = self.dt_proj(dt)
+        y = selective_scan(u, delta, A, B, C, D, z, dt_bias, delta_softplus=True, **documents)
+        return self.out_proj(y)
+
+
+def _wide(x: Tensor) -> Tensor:
+    """In fp32, or fp64 where the model is: the scan's parameters lose too much in 16 bits."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))

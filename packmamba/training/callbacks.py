@@ -1,0 +1,125 @@
+"""What runs beside the model during training: the progress bar, the last checkpoint, the predictions' file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.utilities import rank_zero_only
+
+from packmamba.training.lit import LitHybridLM
+
+SHOWN = {"train/loss": "loss", "val/loss": "val loss", "test/loss": "test loss", "tokens_per_second": "tokens/s"}
+"""What the progress bar shows, by its name in the log."""
+
+
+class PackedProgressBar(RichProgressBar):
+    """Lightning's rich progress bar with the loss and real tokens/s, ending where `max_steps` ends.
+
+    The numbers change every `log_every_n_steps` steps: reading them more often would make a GPU wait each time.
+    """
+
+    def __init__(self, refresh_rate: int = 4, leave: bool = False) -> None:
+        """refresh_rate: redraws a second. leave: whether a finished bar stays on the screen."""
+        super().__init__(refresh_rate=refresh_rate, leave=leave)
+        self._shown: dict[str, int | str | float | dict[str, float]] | None = None
+
+    def get_metrics(
+        self, trainer: Trainer, pl_module: LightningModule
+    ) -> dict[str, int | str | float | dict[str, float]]:
+        every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]  (set by a connector)
+        if self._shown is None or trainer.global_step % every == 0:
+            logged = trainer.progress_bar_metrics
+            self._shown = {
+                label: f"{logged[name]:,.0f}" if label == "tokens/s" else f"{logged[name]:.3f}"
+                for name, label in SHOWN.items()
+                if name in logged
+            }
+        return self._shown
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._shown = None
+        super().on_validation_end(trainer, pl_module)
+
+    @property
+    def total_train_batches(self) -> int | float:
+        """Batches of this epoch, or fewer where `max_steps` ends training before the epoch does."""
+        total = super().total_train_batches
+        if self.trainer.max_steps < 0:
+            return total
+        loop = self.trainer.fit_loop.epoch_loop
+        done = loop.batch_progress.current.ready if loop.restarting else 0
+        steps_left = self.trainer.max_steps - self.trainer.global_step
+        return min(total, done + steps_left * self.trainer.accumulate_grad_batches)
+
+    def _get_train_description(self, current_epoch: int) -> str:
+        return f"Epoch {current_epoch}".ljust(len(self.validation_description))
+
+
+class LastCheckpoint(ModelCheckpoint):
+    """`last.ckpt`: the newest state, written after every validation, every so many steps, and when training ends.
+
+    Lightning's `save_last` writes only where another checkpoint was written too, so that with a monitored metric the
+    last steps of a run that does not improve are lost.
+    """
+
+    def __init__(
+        self, every_n_train_steps: int | None = None, save_on_exception: bool = False, filename: str = "last"
+    ) -> None:
+        """A checkpoint that is overwritten in place, in the run's folder.
+
+        Args:
+            every_n_train_steps: Write it every so many optimiser steps, instead of after every validation.
+            save_on_exception: Write it also when training fails or is interrupted.
+            filename: Its name, without `.ckpt`.
+        """
+        super().__init__(
+            filename=filename, every_n_train_steps=every_n_train_steps, save_on_exception=save_on_exception
+        )
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not self._should_skip_saving_checkpoint(trainer):
+            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+
+
+class BestCheckpoint(ModelCheckpoint):
+    """`best.ckpt`: the state with the lowest validation loss so far."""
+
+    def __init__(self, monitor: str = "val/loss", filename: str = "best") -> None:
+        """A checkpoint of the best validation so far, in the run's folder.
+
+        Args:
+            monitor: The logged number that is best when lowest.
+            filename: Its name, without `.ckpt`.
+        """
+        super().__init__(filename=filename, monitor=monitor)
+
+
+class PredictionWriter(Callback):
+    """Writes what `predict` found, one JSON object a document, to `predictions.jsonl` in the run's folder."""
+
+    def __init__(self, path: str | Path | None = None) -> None:
+        """path: where to write instead."""
+        self.path = None if path is None else Path(path)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        assert isinstance(pl_module, LitHybridLM)
+        assert pl_module.document_losses is not None
+        folder = trainer.log_dir or trainer.default_root_dir  # on every rank: reading log_dir is a broadcast
+        self._write(self.path or Path(folder) / "predictions.jsonl", pl_module.document_losses.records())
+
+    @rank_zero_only
+    def _write(self, path: Path, records: list[dict[str, Any]]) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("w") as file:
+            file.writelines(json.dumps(record) + "\n" for record in records)
+        self.path = path
+        print(f"predictions: {path} ({len(records)} documents)")
+
+
+def default_callbacks() -> list[Callback]:
+    """What `packmamba fit` adds to every run: a progress bar, `best.ckpt` and `last.ckpt`."""
+    return [PackedProgressBar(), BestCheckpoint(), LastCheckpoint()]
