@@ -17,7 +17,7 @@ PACKAGES = {
     "benchmarks": ROOT / "benchmarks",
 }
 
-ARROW = ["errors", "packing", "config", "attention", "model", "metrics", "training"]
+ARROW = ["errors", "visible_pairs", "packing", "config", "attention", "model", "metrics", "training"]
 """Parts of packmamba; each may import those before it."""
 
 ALLOWED = {
@@ -25,7 +25,7 @@ ALLOWED = {
     **{part: {"packmamba_kernels", *ARROW[:i]} for i, part in enumerate(ARROW)},
     "environment": set(),
     "plots": {"errors", "config", "data", "compare", "metrics"},
-    "data": {"errors", "packmamba_kernels", "packing"},
+    "data": {"errors", "visible_pairs", "packmamba_kernels", "packing"},
     "compare": {
         "errors",
         "packmamba_kernels",
