@@ -148,7 +148,7 @@ UNMEASURED = {
 }
 """What stands in place of a table that may be without results."""
 
-DOCUMENTS = ("README.md", "kernels/README.md")
+DOCUMENTS = ("benchmarks/README.md", "kernels/README.md")
 """Where the tables stand."""
 
 
@@ -198,7 +198,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     for name in DOCUMENTS:
         document = options.root / name
-        document.write_text(render(document.read_text(), options.root / "bench" / "results"))
+        document.write_text(render(document.read_text(), options.root / "benchmarks" / "results"))
 
 
 if __name__ == "__main__":
