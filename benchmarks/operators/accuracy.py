@@ -192,7 +192,7 @@ COLUMNS = {
     "dC": ("dC",),
     "other parameters": ("dD", "ddelta_bias", "dweight", "dbias"),
 }
-"""Of the table, by title: the outputs and gradients whose worst error stands there."""
+"""The table's columns: in each, the outputs and gradients whose worst error it shows."""
 
 
 def worst(found: Iterable[float | None]) -> float | None:
