@@ -25,7 +25,8 @@ def test_every_link_to_a_file_of_the_repository_leads_there(document: str) -> No
 
 def commands(text: str) -> list[list[str]]:
     """The words of every line of a fenced block that begins with `packmamba` or `python -m benchmarks`."""
-    blocks = "\n".join(re.findall(r"^```\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE))
+    fenced = re.findall(r"^```(\w*)\n(.*?)^```$", text, flags=re.DOTALL | re.MULTILINE)
+    blocks = "\n".join(block for language, block in fenced if not language)
     lines = re.findall(r"^(?:packmamba|python -m benchmarks) .*$", blocks, flags=re.MULTILINE)
     return [line.split("#")[0].split() for line in lines]
 
