@@ -7,13 +7,18 @@ import math
 
 import pytest
 
-from packmamba.config import PRESETS, AttentionConfig, Mamba1Config, MLPConfig, ModelConfig, parse_layer_pattern
+from packmamba.config import PRESETS, AttentionConfig, Mamba1Config, MLPConfig, ModelConfig
 
 SMALL = {"d_model": 128, "vocab_size": 10}
 
 
+def kinds(config: ModelConfig) -> tuple[str, ...]:
+    return tuple(layer.kind for layer in config.layers)
+
+
 def test_depth_is_the_length_of_the_pattern() -> None:
-    assert parse_layer_pattern("1-1-*-") == ("mamba1", "mlp", "mamba1", "mlp", "attention", "mlp")
+    config = ModelConfig(layer_pattern="1-1-*-", **SMALL)
+    assert kinds(config) == ("mamba1", "mlp", "mamba1", "mlp", "attention", "mlp")
 
 
 @pytest.mark.parametrize("name", PRESETS)
@@ -26,11 +31,11 @@ def test_presets_have_the_published_widths_and_depths() -> None:
     sizes = {"130m": (768, 24), "370m": (1024, 48), "790m": (1536, 48), "1.4b": (2048, 48), "2.8b": (2560, 64)}
     for size, (d_model, depth) in sizes.items():
         pure, hybrid = PRESETS[f"mamba-{size}"], PRESETS[f"hybrid-{size}"]
-        assert pure.layer_kinds == ("mamba1",) * depth
-        assert (pure.d_model, pure.vocab_size, pure.d_inner) == (d_model, 50_280, 2 * d_model)
-        assert pure.dt_rank == math.ceil(d_model / 16)
-        assert len(hybrid.layer_kinds) == depth
-        assert hybrid.layer_kinds.count("attention") == depth // 8
+        assert kinds(pure) == ("mamba1",) * depth
+        assert (pure.d_model, pure.vocab_size, pure.layers[0].d_inner) == (d_model, 50_280, 2 * d_model)
+        assert pure.layers[0].dt_rank == math.ceil(d_model / 16)
+        assert len(kinds(hybrid)) == depth
+        assert kinds(hybrid).count("attention") == depth // 8
 
 
 def test_a_preset_takes_overrides() -> None:
@@ -39,12 +44,14 @@ def test_a_preset_takes_overrides() -> None:
 
 def test_sizes_left_open_are_derived() -> None:
     config = ModelConfig(layer_pattern="*-", d_model=512, vocab_size=10)
-    assert (config.num_heads, config.num_kv_heads, config.head_dim) == (8, 8, 64)
-    assert config.d_ff == 1408
+    attention, mlp = config.layers
+    assert (attention.num_heads, attention.num_kv_heads, attention.head_dim) == (8, 8, 64)
+    assert mlp.d_ff == 1408
     grouped = ModelConfig(
         layer_pattern="*", d_model=512, vocab_size=10, attention=AttentionConfig(num_heads=4, num_kv_heads=2)
     )
-    assert (grouped.num_heads, grouped.num_kv_heads, grouped.head_dim) == (4, 2, 128)
+    (attention,) = grouped.layers
+    assert (attention.num_heads, attention.num_kv_heads, attention.head_dim) == (4, 2, 128)
 
 
 BAD_CONFIGS = {
