@@ -177,7 +177,9 @@ class ModelConfig:
                 f"layer_pattern {self.layer_pattern!r}: symbol {symbol!r} at index {index} stands for "
                 f"{RESERVED_SYMBOLS[symbol]}, which this version does not have yet; available: {available}"
             )
-        return f"layer_pattern {self.layer_pattern!r}: unknown symbol {symbol!r} at index {index}; available: {available}"
+        return (
+            f"layer_pattern {self.layer_pattern!r}: unknown symbol {symbol!r} at index {index}; available: {available}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dicts, safe in a checkpoint that is loaded with `weights_only=True`."""
@@ -209,7 +211,7 @@ class ModelConfig:
 def _as_dict(value: Any) -> dict[str, Any]:
     """A layer's configuration as a plain dict with its kind, so that it survives YAML and checkpoints."""
     if isinstance(value, LayerConfig):
-        return {"kind": value.kind, **dataclasses.asdict(value)}  # pyright: ignore[reportArgumentType]  (each kind is one)
+        return {"kind": value.kind, **dataclasses.asdict(value)}
     if not isinstance(value, dict):
         raise UsageTypeError(
             f"symbols: a symbol stands for a dict such as {{kind: attention, sliding_window: 1024}}, got {value!r}"

@@ -41,6 +41,7 @@ def build_dataclass(cls: type, values: dict[str, Any]) -> Any:
     return cls(**values)
 
 
+@dataclass(frozen=True, kw_only=True)
 class LayerConfig:
     """What every kind of layer has. Fields that are null are derived from the model's width by `resolve`."""
 
@@ -172,9 +173,7 @@ class AttentionConfig(LayerConfig):
         heads = self.num_heads or d_model // (self.head_dim or 64)
         kv_heads, width = self.num_kv_heads or heads, self.head_dim or d_model // heads
         if heads % kv_heads:
-            raise UsageError(
-                f"attention.num_heads ({heads}) is not divisible by attention.num_kv_heads ({kv_heads})"
-            )
+            raise UsageError(f"attention.num_heads ({heads}) is not divisible by attention.num_kv_heads ({kv_heads})")
         if width % 2:
             raise UsageError(f"head_dim must be even (rotary pairs), got d_model / num_heads = {width}")
         return dataclasses.replace(self, num_heads=heads, num_kv_heads=kv_heads, head_dim=width)

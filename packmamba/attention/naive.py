@@ -19,8 +19,8 @@ def varlen_attention_naive(
 ) -> Tensor:
     """softmax(scale · q kᵀ) v over the keys that the mask shows, document by document.
 
-    q: (T, H, D); k, v: (T_k, H_kv, D), each key/value head for H / H_kv query heads. Computed in fp64; returns (T, H, D)
-    in q's dtype.
+    q: (T, H, D); k, v: (T_k, H_kv, D), each key/value head for H / H_kv query heads. Computed in fp64.
+    Returns (T, H, D) in q's dtype.
     """
     group = q.shape[1] // k.shape[1]
     outputs = []

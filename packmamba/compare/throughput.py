@@ -220,8 +220,8 @@ class Comparison:
     """Training on `documents` (token ids, each of at least one token) in several modes, timed.
 
     capacity: tokens of a pack, or of a padded batch without a number of rows, at most. expected_loss: what the modes
-    must find on the untrained model, if it is known already. compute: how the model is computed. A mode that runs out of memory, and a peer that is missing
-    or fails, says so in its result; the others go on.
+    must find on the untrained model, if it is known already. compute: how the model is computed. A mode that runs out
+    of memory, and a peer that is missing or fails, says so in its result; the others go on.
 
     Raises ValueError for an unknown mode or a document longer than `capacity`.
     """

@@ -1,6 +1,6 @@
 """HybridLM: embedding, a stack of pre-norm residual layers chosen by `layer_pattern`, a norm, an output head.
 
-T tokens of a pack · S documents · V vocabulary. A pattern of `1` only has the state-dict of state-spaces/mamba's models.
+T tokens of a pack · S documents · V vocabulary. Models of `1` layers only have the state dict of state-spaces/mamba's.
 """
 
 from __future__ import annotations

@@ -190,7 +190,9 @@ def _check_inputs(hidden: Tensor, weight: Tensor, labels: Tensor, reduction: str
         raise UsageTypeError(f"labels must be int64, got {labels.dtype}")
     autocast = torch.is_autocast_enabled(hidden.device.type)
     if not hidden.is_floating_point() or (hidden.dtype != weight.dtype and not autocast):
-        raise UsageTypeError(f"hidden and weight must share one floating-point dtype, got {hidden.dtype}, {weight.dtype}")
+        raise UsageTypeError(
+            f"hidden and weight must share one floating-point dtype, got {hidden.dtype}, {weight.dtype}"
+        )
     if reduction not in ("sum", "none"):
         raise UsageError(f"reduction must be 'sum' or 'none', got {reduction!r}")
     if reduction == "none" and torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):

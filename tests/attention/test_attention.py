@@ -186,9 +186,7 @@ def flash_by_definition(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size
     left, right = window_size
     assert right == 0
     mask = AttentionMask(sliding_window=None if left == -1 else left + 1)
-    return varlen_attention_naive(
-        q, k, v, Packing.from_cu_seqlens(cu_q), Packing.from_cu_seqlens(cu_k), mask, scale
-    )
+    return varlen_attention_naive(q, k, v, Packing.from_cu_seqlens(cu_q), Packing.from_cu_seqlens(cu_k), mask, scale)
 
 
 def varlen_of_torch_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
@@ -212,7 +210,9 @@ def test_varlen_asks_torch_for_the_same_attention(monkeypatch, varlen_attn, kv_h
     packing = Packing.from_lengths([1, 2, 7, 5])
     qkv = random_qkv(packing.num_tokens, kv_heads, torch.float64)
     expected = varlen_attention(*qkv, packing, sliding_window=sliding_window, scale=0.3, backend="sdpa")
-    assert_close("out", expected, varlen.attend(*qkv, packing, packing, AttentionMask(sliding_window=sliding_window), 0.3), 1e-12)
+    assert_close(
+        "out", expected, varlen.attend(*qkv, packing, packing, AttentionMask(sliding_window=sliding_window), 0.3), 1e-12
+    )
 
 
 def pretend_flash_attn(monkeypatch) -> None:

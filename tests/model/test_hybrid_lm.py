@@ -138,7 +138,9 @@ def test_the_model_compiles_in_one_graph(layer_pattern):
     compiled = torch.compile(model.loss, fullgraph=True, backend="aot_eager")
     eager = model.loss(ids, PACKING, labels)
     loss = compiled(ids, PACKING, labels)
-    assert_close("logits", model(ids, PACKING), torch.compile(model, fullgraph=True, backend="aot_eager")(ids, PACKING), 1e-6)
+    assert_close(
+        "logits", model(ids, PACKING), torch.compile(model, fullgraph=True, backend="aot_eager")(ids, PACKING), 1e-6
+    )
     assert_close("loss", eager, loss, 1e-6)
     parameters = list(model.parameters())
     for expected, actual in zip(

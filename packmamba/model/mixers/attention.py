@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from packmamba.attention import varlen_attention
-from packmamba.config import AttentionConfig, ComputeOptions, ModelConfig
+from packmamba.config import AttentionBackend, AttentionConfig, ComputeOptions, ModelConfig
 from packmamba.model.layers import Projection
 from packmamba.model.mixers.base import Mixer, MixerState
 from packmamba.model.mixers.rotary import apply_rotary, rotary_tables
@@ -41,7 +41,7 @@ class AttentionMixer(Mixer):
         super().__init__()
         heads, kv_heads, self.head_dim = layer.sizes("num_heads", "num_kv_heads", "head_dim")
         self.rope_theta, self.sliding_window = layer.rope_theta, layer.sliding_window
-        self.backend = compute.attention_backend
+        self.backend: AttentionBackend = compute.attention_backend
         self.splits = [heads, kv_heads, kv_heads]
         self.in_proj = Projection(config.d_model, sum(self.splits) * self.head_dim)
         self.out_proj = Projection(heads * self.head_dim, config.d_model, residual_layers=len(config.layers))
