@@ -1,134 +1,93 @@
-"""What a model is, as data: layer patterns, dimensions, presets. Imports nothing heavier than the standard library.
+"""What a model computes (ModelConfig), how it computes it (ComputeOptions), and named sizes. No torch.
 
+layer pattern: one symbol for each layer. symbol: one character that stands for the configuration of a layer.
 The dataclasses have no slots: the command line's parser reads a default's fields from its `__dict__`.
 """
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, get_args
 
-LAYER_KINDS = {"1": "mamba1", "*": "attention", "-": "mlp"}
-"""Layer-pattern symbols this version builds, and the kind of layer each stands for."""
+from packmamba.errors import UsageError, UsageTypeError
+from packmamba.layer_config import (
+    LAYER_KINDS,
+    RESERVED_SYMBOLS,
+    AttentionConfig,
+    LayerConfig,
+    Mamba1Config,
+    MLPConfig,
+    build_dataclass,
+    require_positive,
+)
 
-RESERVED_LAYER_KINDS = {"2": "mamba2", "3": "mamba3"}
-"""Symbols the pattern language keeps for layers that this version does not have yet."""
+__all__ = [
+    "PRESETS",
+    "AttentionBackend",
+    "AttentionConfig",
+    "ComputeOptions",
+    "LayerConfig",
+    "MLPConfig",
+    "Mamba1Config",
+    "ModelConfig",
+    "Recompute",
+    "split_old_config",
+]
 
 AttentionBackend = Literal["auto", "varlen", "flash", "sdpa"]
 
 Recompute = Literal["none", "conv", "block"]
 
 
-def parse_layer_pattern(layer_pattern: str) -> tuple[str, ...]:
-    """One layer kind for each symbol: `1` Mamba-1, `*` attention, `-` gated MLP. Depth is the string's length.
-
-    >>> parse_layer_pattern("1-*")
-    ('mamba1', 'mlp', 'attention')
-
-    Raises TypeError if the pattern is not a string, ValueError if it is empty or a symbol is unknown (named with
-    its index).
-    """
-    if not isinstance(layer_pattern, str):
-        raise TypeError(
-            f"layer_pattern must be a string, got {layer_pattern!r} ({type(layer_pattern).__name__}); quote it in YAML"
-        )
-    if not layer_pattern:
-        raise ValueError("layer_pattern is empty; it needs at least one symbol, such as '1'")
-    known = ", ".join(f"{symbol!r} ({kind})" for symbol, kind in LAYER_KINDS.items())
-    for index, symbol in enumerate(layer_pattern):
-        if symbol in RESERVED_LAYER_KINDS:
-            raise ValueError(
-                f"layer_pattern {layer_pattern!r}: symbol {symbol!r} at index {index} stands for "
-                f"{RESERVED_LAYER_KINDS[symbol]}, which this version does not have yet; available: {known}"
-            )
-        if symbol not in LAYER_KINDS:
-            raise ValueError(
-                f"layer_pattern {layer_pattern!r}: unknown symbol {symbol!r} at index {index}; available: {known}"
-            )
-    return tuple(LAYER_KINDS[symbol] for symbol in layer_pattern)
-
-
-def _require_positive(owner: object, *names: str) -> None:
-    for name in names:
-        value = getattr(owner, name)
-        if value is not None and value <= 0:
-            raise ValueError(f"{type(owner).__name__}.{name} must be positive, got {value}")
-
-
 @dataclass(frozen=True, kw_only=True)
-class Mamba1Config:
-    """A Mamba-1 mixer (Gu & Dao, arXiv 2312.00752). The defaults are the paper's."""
+class ComputeOptions:
+    """How a model is computed. Two runs of one checkpoint may differ in these; what they compute is the same."""
 
-    d_state: int = 16
-    """N, the size of each channel's state."""
-    d_conv: int = 4
-    """W, the width of the causal convolution, 2 to 8."""
-    expand: int = 2
-    """E = expand · d_model, the number of channels inside the mixer."""
-    dt_rank: int | None = None
-    """R, the rank of the projection that makes the step size; null: ceil(d_model / 16)."""
-    dt_min: float = 1e-3
-    """Smallest step size at initialisation."""
-    dt_max: float = 1e-1
-    """Largest step size at initialisation."""
-    dt_init_floor: float = 1e-4
-    """Step sizes are clamped to at least this at initialisation."""
-    conv_bias: bool = True
-    """Whether the causal convolution has a bias."""
-    proj_bias: bool = False
-    """Whether the input and output projections have biases."""
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "d_state", "d_conv", "expand", "dt_rank", "dt_min", "dt_max", "dt_init_floor")
-        if not 2 <= self.d_conv <= 8:
-            raise ValueError(f"Mamba1Config.d_conv must be between 2 and 8, got {self.d_conv}")
-        if self.dt_min > self.dt_max:
-            raise ValueError(f"Mamba1Config.dt_min ({self.dt_min}) is larger than dt_max ({self.dt_max})")
-
-
-@dataclass(frozen=True, kw_only=True)
-class AttentionConfig:
-    """Causal grouped-query attention with rotary positions counted within each document."""
-
-    num_heads: int | None = None
-    """Query heads; null: d_model / head_dim."""
-    num_kv_heads: int | None = None
-    """Key/value heads (grouped-query attention); null: as many as query heads."""
-    head_dim: int | None = None
-    """Width of a head; null: d_model / num_heads, or 64 where num_heads is null too."""
-    rope_theta: float = 10_000.0
-    """Base of the rotary embedding's wavelengths (Su et al., arXiv 2104.09864)."""
-    sliding_window: int | None = None
-    """Each token sees itself and the previous sliding_window - 1 tokens of its document; null: all of them."""
-    backend: AttentionBackend = "auto"
+    recompute: Recompute = "conv"
+    """What the backward computes again instead of keeping it. conv: in Mamba layers the convolution's output, the step
+    sizes and the gated output, which costs little and halves their memory. block: every layer but its scans and
+    attention. none: nothing."""
+    attention_backend: AttentionBackend = "auto"
     """varlen: torch.nn.attention.varlen; flash: the flash-attn package; sdpa: one call a document; auto: varlen on
     CUDA in fp16 or bf16, else sdpa."""
 
     def __post_init__(self) -> None:
-        _require_positive(self, "num_heads", "num_kv_heads", "head_dim", "rope_theta", "sliding_window")
-        if self.head_dim is not None and self.head_dim % 2:
-            raise ValueError(f"AttentionConfig.head_dim must be even (rotary pairs), got {self.head_dim}")
+        _require_choice("recompute", self.recompute, Recompute)
+        _require_choice("attention_backend", self.attention_backend, AttentionBackend)
+
+    def to_dict(self) -> dict[str, Any]:
+        """A plain dict, safe in a checkpoint that is loaded with `weights_only=True`."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ComputeOptions:
+        """The inverse of `to_dict`. Raises UsageError for a field that does not exist, naming it."""
+        return build_dataclass(cls, values)
 
 
-@dataclass(frozen=True, kw_only=True)
-class MLPConfig:
-    """Gated MLP, SwiGLU (Shazeer, arXiv 2002.05202)."""
-
-    d_ff: int | None = None
-    """Hidden width; null: 8/3 · d_model rounded up to a multiple of 64."""
-
-    def __post_init__(self) -> None:
-        _require_positive(self, "d_ff")
+def _require_choice(name: str, value: str, choices: Any) -> None:
+    if value not in get_args(choices):
+        raise UsageError(f"unknown {name} {value!r}; available: {', '.join(get_args(choices))}")
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
-    """A hybrid language model: one symbol of `layer_pattern` for each pre-norm residual layer."""
+    """A hybrid language model: one symbol of `layer_pattern` for each pre-norm residual layer.
+
+    >>> window = {"kind": "attention", "sliding_window": 8}
+    >>> config = ModelConfig(layer_pattern="1w*", d_model=64, vocab_size=100, symbols={"w": window})
+    >>> [layer.kind for layer in config.layers]
+    ['mamba1', 'attention', 'attention']
+
+    Raises UsageError for a symbol that is not known, named with its index, and for sizes that do not fit each other;
+    UsageTypeError for a pattern that is not a string.
+    """
 
     layer_pattern: str
-    """One symbol a layer: `1` Mamba-1, `*` attention, `-` gated MLP. Quote it in YAML."""
+    """One symbol a layer: `1` Mamba-1, `*` attention, `-` gated MLP, and those of `symbols`. Quote it in YAML."""
     d_model: int
     """Width of the residual stream."""
     vocab_size: int
@@ -139,6 +98,9 @@ class ModelConfig:
     """Every `*` layer."""
     mlp: MLPConfig = field(default_factory=MLPConfig)
     """Every `-` layer."""
+    symbols: dict[str, Any] = field(default_factory=dict)
+    """More symbols, such as {w: {kind: attention, sliding_window: 1024}}; fields that are not named are those of the
+    model's own configuration of that kind."""
     tie_embeddings: bool = True
     """Whether the output projection shares the embedding's weight."""
     norm_eps: float = 1e-5
@@ -147,68 +109,77 @@ class ModelConfig:
     """Keep the residual stream in fp32 where the parameters are narrower."""
     initializer_range: float = 0.02
     """Standard deviation of the embedding at initialisation."""
-    recompute: Recompute = "conv"
-    """What the backward computes again instead of keeping it. conv: in Mamba layers the convolution's output, the step
-    sizes and the gated output, which costs little and halves their memory. block: every layer but its scans and
-    attention. none: nothing."""
 
     def __post_init__(self) -> None:
-        kinds = parse_layer_pattern(self.layer_pattern)
-        if self.recompute not in get_args(Recompute):
-            raise ValueError(f"unknown recompute {self.recompute!r}; available: {', '.join(get_args(Recompute))}")
-        _require_positive(self, "d_model", "vocab_size", "norm_eps", "initializer_range")
-        if "attention" in kinds:
-            self._check_heads()
+        if not isinstance(self.symbols, dict):
+            raise UsageTypeError(f"symbols must be a dict from a symbol to its layer, got {self.symbols!r}")
+        object.__setattr__(self, "symbols", {name: _as_dict(value) for name, value in self.symbols.items()})
+        require_positive(self, "d_model", "vocab_size", "norm_eps", "initializer_range")
+        _ = self.layers  # checks the pattern, the symbols and the sizes of every layer
 
-    def _check_heads(self) -> None:
-        attention = self.attention
-        if attention.num_heads is None and self.d_model % (attention.head_dim or 64):
-            raise ValueError(
-                f"d_model ({self.d_model}) is not divisible by head_dim ({attention.head_dim or 64}); "
-                "set attention.num_heads or attention.head_dim"
+    @cached_property
+    def layers(self) -> tuple[LayerConfig, ...]:
+        """The configuration of each layer, every size filled in."""
+        if not isinstance(self.layer_pattern, str):
+            raise UsageTypeError(
+                f"layer_pattern must be a string, got {self.layer_pattern!r} ({type(self.layer_pattern).__name__}); "
+                "quote it in YAML"
             )
-        if attention.head_dim is None and attention.num_heads is not None and self.d_model % attention.num_heads:
-            raise ValueError(
-                f"d_model ({self.d_model}) is not divisible by attention.num_heads ({attention.num_heads}); "
-                "set attention.head_dim to choose the width of a head yourself"
+        if not self.layer_pattern:
+            raise UsageError("layer_pattern is empty; it needs at least one symbol, such as '1'")
+        known = self._layers_by_symbol()
+        resolved: dict[str, LayerConfig] = {}
+        for index, symbol in enumerate(self.layer_pattern):
+            if symbol not in known:
+                raise UsageError(self._explain_unknown(symbol, index, known))
+            if symbol not in resolved:
+                try:
+                    resolved[symbol] = known[symbol].resolve(self.d_model)
+                except UsageError as error:
+                    raise UsageError(f"symbols.{symbol}: {error}" if symbol in self.symbols else str(error)) from error
+        return tuple(resolved[symbol] for symbol in self.layer_pattern)
+
+    @property
+    def layer_names(self) -> tuple[str, ...]:
+        """One name a layer: its kind, and for a symbol of `symbols` the symbol too, as in 'attention w'."""
+        return tuple(
+            f"{layer.kind} {symbol}" if symbol in self.symbols else layer.kind
+            for symbol, layer in zip(self.layer_pattern, self.layers, strict=True)
+        )
+
+    def _layers_by_symbol(self) -> dict[str, LayerConfig]:
+        """The configuration, not resolved, that each symbol stands for."""
+        built_in = {cls.symbol: getattr(self, kind) for kind, cls in LAYER_KINDS.items()}
+        added = {}
+        for symbol, values in self.symbols.items():
+            if not isinstance(symbol, str) or len(symbol) != 1:
+                raise UsageError(f"symbols: {symbol!r} is not one character; a symbol of a layer pattern is one")
+            if symbol in built_in or symbol in RESERVED_SYMBOLS:
+                taken = built_in[symbol].kind if symbol in built_in else RESERVED_SYMBOLS[symbol]
+                raise UsageError(f"symbols: {symbol!r} stands for {taken} already; choose another character")
+            added[symbol] = self._layer_of(symbol, values)
+        return built_in | added
+
+    def _layer_of(self, symbol: str, values: dict[str, Any]) -> LayerConfig:
+        kind = values.get("kind")
+        if kind not in LAYER_KINDS:
+            raise UsageError(f"symbols.{symbol}: unknown kind {kind!r}; available: {', '.join(LAYER_KINDS)}")
+        fields = dataclasses.asdict(getattr(self, kind)) | {k: v for k, v in values.items() if k != "kind"}
+        try:
+            return build_dataclass(LAYER_KINDS[kind], fields)
+        except UsageError as error:
+            raise UsageError(f"symbols.{symbol}: {error}") from error
+
+    def _explain_unknown(self, symbol: str, index: int, known: dict[str, LayerConfig]) -> str:
+        available = ", ".join(f"{known_symbol!r} ({layer.kind})" for known_symbol, layer in known.items())
+        if symbol in RESERVED_SYMBOLS:
+            return (
+                f"layer_pattern {self.layer_pattern!r}: symbol {symbol!r} at index {index} stands for "
+                f"{RESERVED_SYMBOLS[symbol]}, which this version does not have yet; available: {available}"
             )
-        if self.num_heads % self.num_kv_heads:
-            raise ValueError(
-                f"attention.num_heads ({self.num_heads}) is not divisible by "
-                f"attention.num_kv_heads ({self.num_kv_heads})"
-            )
-        if self.head_dim % 2:
-            raise ValueError(f"head_dim must be even (rotary pairs), got d_model / num_heads = {self.head_dim}")
-
-    @property
-    def layer_kinds(self) -> tuple[str, ...]:
-        return parse_layer_pattern(self.layer_pattern)
-
-    @property
-    def d_inner(self) -> int:
-        """E, the channels inside a Mamba mixer."""
-        return self.mamba1.expand * self.d_model
-
-    @property
-    def dt_rank(self) -> int:
-        """R, the rank of the step-size projection."""
-        return self.mamba1.dt_rank or math.ceil(self.d_model / 16)
-
-    @property
-    def num_heads(self) -> int:
-        return self.attention.num_heads or self.d_model // (self.attention.head_dim or 64)
-
-    @property
-    def num_kv_heads(self) -> int:
-        return self.attention.num_kv_heads or self.num_heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.attention.head_dim or self.d_model // self.num_heads
-
-    @property
-    def d_ff(self) -> int:
-        return self.mlp.d_ff or 64 * math.ceil(self.d_model * 8 / 3 / 64)
+        return (
+            f"layer_pattern {self.layer_pattern!r}: unknown symbol {symbol!r} at index {index}; available: {available}"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain nested dicts, safe in a checkpoint that is loaded with `weights_only=True`."""
@@ -216,26 +187,49 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
-        """The inverse of `to_dict`. Raises ValueError for a field that does not exist, naming it."""
-        return _build(cls, values, {"mamba1": Mamba1Config, "attention": AttentionConfig, "mlp": MLPConfig})
+        """The inverse of `to_dict`. Raises UsageError for a field that does not exist, naming it.
+
+        Takes dicts older than ComputeOptions too, and leaves out the fields that moved there (`split_old_config`).
+        """
+        values, _ = split_old_config(values)
+        for kind, layer in LAYER_KINDS.items():
+            if kind in values and not isinstance(values[kind], layer):
+                values[kind] = build_dataclass(layer, values[kind])
+        return build_dataclass(cls, values)
 
     @classmethod
     def from_preset(cls, name: str, **overrides: Any) -> ModelConfig:
         """A named size, e.g. `ModelConfig.from_preset("mamba-130m", vocab_size=258)`.
 
-        Raises ValueError for an unknown name, listing the presets.
+        Raises UsageError for an unknown name, listing the presets.
         """
         if name not in PRESETS:
-            raise ValueError(f"unknown preset {name!r}; available: {', '.join(PRESETS)}")
+            raise UsageError(f"unknown preset {name!r}; available: {', '.join(PRESETS)}")
         return dataclasses.replace(PRESETS[name], **overrides)
 
 
-def _build(cls: type, values: dict[str, Any], nested: dict[str, type]) -> Any:
-    names = [f.name for f in dataclasses.fields(cls)]
-    for key in values:
-        if key not in names:
-            raise ValueError(f"{cls.__name__} has no field {key!r}; its fields: {', '.join(names)}")
-    return cls(**{key: _build(nested[key], value, {}) if key in nested else value for key, value in values.items()})
+def _as_dict(value: Any) -> dict[str, Any]:
+    """A layer's configuration as a plain dict with its kind, so that it survives YAML and checkpoints."""
+    if isinstance(value, LayerConfig):
+        return {"kind": value.kind, **dataclasses.asdict(value)}
+    if not isinstance(value, dict):
+        raise UsageTypeError(
+            f"symbols: a symbol stands for a dict such as {{kind: attention, sliding_window: 1024}}, got {value!r}"
+        )
+    return copy.deepcopy(value)
+
+
+def split_old_config(values: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(fields of ModelConfig, fields of ComputeOptions) of a model configuration that may be older than ComputeOptions,
+    when `recompute` and `attention.backend` were fields of the model."""
+    model, compute = dict(values), {}
+    if "recompute" in model:
+        compute["recompute"] = model.pop("recompute")
+    attention = model.get("attention")
+    if isinstance(attention, dict) and "backend" in attention:
+        compute["attention_backend"] = attention["backend"]
+        model["attention"] = {key: value for key, value in attention.items() if key != "backend"}
+    return model, compute
 
 
 def _presets() -> dict[str, ModelConfig]:

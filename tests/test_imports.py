@@ -17,7 +17,7 @@ PACKAGES = {
     "benchmarks": ROOT / "benchmarks",
 }
 
-ARROW = ["errors", "visible_pairs", "packing", "config", "attention", "model", "metrics", "training"]
+ARROW = ["errors", "visible_pairs", "packing", "layer_config", "config", "attention", "model", "metrics", "training"]
 """Parts of packmamba; each may import those before it."""
 
 ALLOWED = {

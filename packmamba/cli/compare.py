@@ -29,7 +29,7 @@ from packmamba.compare.peers import why_missing
 from packmamba.compare.report import add_device, chosen_device, positive, write_report
 from packmamba.compare.tables import CASE, MODEL, Row, breakdown_table, markdown, table
 from packmamba.compare.throughput import Comparison, Precision, Trainee
-from packmamba.config import ModelConfig, Recompute
+from packmamba.config import ComputeOptions, ModelConfig, Recompute
 from packmamba.data.lengths import DISTRIBUTIONS
 from packmamba.environment import describe_environment
 from packmamba.model import HybridLM
@@ -70,9 +70,9 @@ class Sweep:
         self._comparisons: list[tuple[Row, Comparison]] = []
         self.cases = list(self._cases())
 
-    def _cases(self) -> Iterator[tuple[Row, ModelConfig, list[np.ndarray], int, list[Mode]]]:
-        """(what the rows have in common, model, documents, capacity, modes); bad input raises here, before anything is
-        timed."""
+    def _cases(self) -> Iterator[tuple[Row, ModelConfig, ComputeOptions, list[np.ndarray], int, list[Mode]]]:
+        """(common columns of the rows, model, how it is computed, documents, capacity, modes); bad input raises here,
+        before anything is timed."""
         options = self.options
         patterns, recomputes = options.layer_patterns or [None], options.recompute or [None]
         documents: dict[tuple[str, float | None], np.ndarray] = {
@@ -80,13 +80,13 @@ class Sweep:
             for source, mean in itertools.product(options.lengths, options.mean_length or [None])
         }
         for name, pattern, recompute in itertools.product(options.models, patterns, recomputes):
-            config = load_model(name, pattern, recompute)
+            config, compute = load_model(name, pattern, recompute)
             for (source, _), lengths in documents.items():
                 texts = make_documents(lengths, config.vocab_size)
                 common = {
                     "model": name,
                     "layer_pattern": config.layer_pattern,
-                    "recompute": config.recompute,
+                    "recompute": compute.recompute,
                     "lengths": source,
                     "mean_length": round(float(lengths.mean()), 1),
                     "precision": options.precision,
@@ -94,16 +94,16 @@ class Sweep:
                 for i, capacity in enumerate(options.capacity):
                     modes = [mode for mode in self.modes if i == 0 or needs_capacity(mode)]
                     require_fit(texts, capacity)
-                    yield common | {"capacity": capacity}, config, texts, capacity, modes
+                    yield common | {"capacity": capacity}, config, compute, texts, capacity, modes
 
     @property
     def num_passes(self) -> int:
-        ready = (why_missing(mode, config) is None for _, config, _, _, modes in self.cases for mode in modes)
+        ready = (why_missing(mode, config) is None for _, config, _, _, _, modes in self.cases for mode in modes)
         return (self.options.repeats + 1) * sum(ready)
 
     def run(self, on_pass: Callable[[str], None]) -> None:
         losses: dict[tuple[Any, ...], float | None] = {}
-        for common, config, documents, capacity, modes in self.cases:
+        for common, config, compute, documents, capacity, modes in self.cases:
             same = tuple(common[name] for name in CASE if name != "recompute")
             comparison = Comparison(
                 config,
@@ -113,6 +113,7 @@ class Sweep:
                 device=self.device,
                 precision=self.options.precision,
                 expected_loss=losses.get(same),
+                compute=compute,
             )
             self._comparisons.append((common, comparison))
 
@@ -129,7 +130,7 @@ class Sweep:
     def _profile(self) -> None:
         """The breakdown of a packed step, once for each model."""
         seen = set()
-        for common, config, documents, capacity, _ in self.cases:
+        for common, config, compute, documents, capacity, _ in self.cases:
             key = tuple(common[name] for name in MODEL)
             if key in seen:
                 continue
@@ -137,7 +138,7 @@ class Sweep:
             batch = max(make_batches(Mode("packed"), documents, capacity), key=lambda b: b.packing.num_tokens)
             try:
                 torch.manual_seed(0)
-                trainee = Trainee(HybridLM(config), self.device, self.options.precision)
+                trainee = Trainee(HybridLM(config, compute), self.device, self.options.precision)
                 for share in break_down(trainee, batch):
                     self.report["breakdown"].append(common | {"tokens": batch.num_tokens} | share.to_dict())
                 if self.options.trace is not None:

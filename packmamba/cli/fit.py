@@ -13,9 +13,10 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 
+from packmamba.cli.old_names import rename_arguments
 from packmamba.config import ModelConfig
 from packmamba.data import PackedDataModule
-from packmamba.model import attention_cost
+from packmamba.model import attention_costs
 from packmamba.training.callbacks import BestCheckpoint, LastCheckpoint, PackedProgressBar, PredictionWriter
 from packmamba.training.lit import LitHybridLM
 
@@ -113,7 +114,8 @@ class PackmambaCLI(LightningCLI):
 
 
 def _attention_cost(config: Any) -> float:
-    return attention_cost(ModelConfig.from_dict(config.as_dict()) if isinstance(config, Namespace) else config)
+    costs = attention_costs(ModelConfig.from_dict(config.as_dict()) if isinstance(config, Namespace) else config)
+    return sum(cost.cost for cost in costs)
 
 
 def main(argv: list[str]) -> int:
@@ -135,6 +137,7 @@ def run(argv: list[str]) -> PackmambaCLI:
     warnings.filterwarnings("ignore", message=".*LeafSpec", module="lightning")  # its own use of torch
     if argv[0] != "fit":
         warnings.filterwarnings("ignore", message="The dirpath has changed")  # nothing is saved
+    argv = rename_arguments(argv)
     try:
         return PackmambaCLI(argv)
     except ArgumentError as error:

@@ -234,13 +234,13 @@ def _parse_configuration(arguments: Sequence[str]) -> tuple[ArgumentParser, Name
 def _attention(values: Namespace) -> tuple[float, int | None]:
     """attention_cost and attention_window of the configuration's model, or of its data where it has no model."""
     from packmamba.config import ModelConfig
-    from packmamba.model import attention_cost
+    from packmamba.model import attention_costs
 
     config = values.model.get("config") if isinstance(values.model, dict) else None
     if config is None:
         return values.data.attention_cost, values.data.attention_window
     model = ModelConfig.from_dict(config)
-    return attention_cost(model), model.attention.sliding_window
+    return sum(cost.cost for cost in attention_costs(model)), model.attention.sliding_window
 
 
 def _print_lengths(console: Console, subject: _Subject) -> None:

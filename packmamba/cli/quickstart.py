@@ -107,7 +107,7 @@ def _compare(cli: PackmambaCLI, num_documents: int, repeats: int) -> list[ModeRe
     ]
     console.print(f"{len(tokens)} documents, {sum(map(len, tokens)):,} tokens, packs of {datamodule.capacity}")
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn()
-    comparison = Comparison(model.config, cut(tokens, datamodule.capacity), datamodule.capacity)
+    comparison = Comparison(model.config, cut(tokens, datamodule.capacity), datamodule.capacity, compute=model.compute)
     with Progress(*columns, console=console) as progress:
         task = progress.add_task("Training passes", total=len(MODES) * (repeats + 1))
         return comparison.run(repeats, on_pass=lambda mode: progress.advance(task))

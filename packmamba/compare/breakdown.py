@@ -28,7 +28,7 @@ class Share:
     """What all layers of one kind take of a step."""
 
     kind: str
-    """A layer kind, REST or OPTIMIZER."""
+    """A layer's name (its kind, and the symbol where that is not the kind's own), REST or OPTIMIZER."""
     layers: int
     forward_seconds: float
     backward_seconds: float
@@ -43,7 +43,7 @@ class Share:
 def break_down(trainee: Trainee, batch: PackedBatch, repeats: int = 5) -> list[Share]:
     """The shares of a training step on `batch`, medians over `repeats` steps after one that is not counted."""
     batch = batch.to(trainee.device)
-    kinds = trainee.model.config.layer_kinds
+    kinds = trainee.model.config.layer_names
     rows = [_timed_step(trainee, batch) for _ in range(repeats + 1)][1:]
 
     def median(pick: Callable[[dict[str, Any]], float]) -> float:
@@ -122,10 +122,7 @@ def _hooks(trainee: Trainee, mark: Callable[[str, str, int], None]) -> Any:
 def _kept_by_layer(trainee: Trainee, batch: PackedBatch, index: int) -> int:
     """Bytes that one layer keeps, its input included."""
     layer, backbone = trainee.model.backbone.layers[index], trainee.model.backbone
-    embedded = backbone.embedding(batch.input_ids).detach()
-    if backbone.residual_in_fp32:
-        embedded = embedded.float()
-    embedded.requires_grad_()
+    embedded = backbone.embed(batch.input_ids).detach().requires_grad_()
     with trainee.autocast():
         return bytes_kept(
             lambda: backbone.run_layer(layer, embedded.clone(), batch.packing),

@@ -12,27 +12,35 @@ from typing import Any
 import numpy as np
 
 from packmamba.compare.modes import PACKING_STRATEGIES, Mode, parse_mode
-from packmamba.config import PRESETS, ModelConfig
+from packmamba.config import PRESETS, ComputeOptions, ModelConfig, split_old_config
 from packmamba.data.lengths import DISTRIBUTIONS, read_lengths, sample_histogram, sample_lengths
 
 
-def load_model(name: str, layer_pattern: str | None = None, recompute: str | None = None) -> ModelConfig:
-    """A preset, or the model of a YAML or JSON file: a model configuration, or a training configuration that has one.
+def load_model(
+    name: str, layer_pattern: str | None = None, recompute: str | None = None
+) -> tuple[ModelConfig, ComputeOptions]:
+    """A preset, or the model of a YAML or JSON file: a model configuration, or a training configuration that has one,
+    with its ComputeOptions where it has them.
 
     Raises ValueError for a name that is neither (lists the presets), a file without a model, a field that does not
     exist; ModuleNotFoundError for YAML without PyYAML.
     """
     if name in PRESETS:
-        config = PRESETS[name]
+        config, compute = PRESETS[name], ComputeOptions()
     elif Path(name).is_file():
-        config = ModelConfig.from_dict(_model_section(Path(name)))
+        fields, options = _model_sections(Path(name))
+        config, compute = ModelConfig.from_dict(fields), ComputeOptions.from_dict(options)
     else:
         raise ValueError(f"unknown model {name!r}: neither a file nor a preset; presets: {', '.join(PRESETS)}")
-    changes = {"layer_pattern": layer_pattern, "recompute": recompute}
-    return replace(config, **{field: value for field, value in changes.items() if value is not None})
+    if layer_pattern is not None:
+        config = replace(config, layer_pattern=layer_pattern)
+    if recompute is not None:
+        compute = ComputeOptions.from_dict(compute.to_dict() | {"recompute": recompute})
+    return config, compute
 
 
-def _model_section(path: Path) -> dict[str, Any]:
+def _model_sections(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Fields of the ModelConfig and of the ComputeOptions."""
     if path.suffix == ".json":
         content = json.loads(path.read_text())
     else:
@@ -43,10 +51,12 @@ def _model_section(path: Path) -> dict[str, Any]:
         content = yaml.safe_load(path.read_text())
     section = content if isinstance(content, dict) else {}
     section = section.get("model", section)
+    compute = section.get("compute") or {}
     section = section.get("config", section)
     if "layer_pattern" not in section:
         raise ValueError(f"{path} describes no model: it has neither layer_pattern nor model.config.layer_pattern")
-    return section
+    section, moved = split_old_config(section)
+    return section, moved | compute
 
 
 def load_lengths(source: str, num_tokens: int, mean: float | None = None, seed: int = 0) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from packmamba.compare.modes import Mode
-from packmamba.config import ModelConfig
+from packmamba.config import ComputeOptions, LayerConfig, Mamba1Config, ModelConfig
 from packmamba.model import HybridLM
 from packmamba.model.block import ResidualBlock
 from packmamba.packing import Packing
@@ -26,8 +26,11 @@ def why_missing(mode: Mode, config: ModelConfig) -> str | None:
     """Why a peer's mode cannot run; None where it can, and for modes without a peer."""
     if mode.peer is None:
         return None
-    if set(config.layer_kinds) != {"mamba1"}:
-        return f"{mode.peer} is compared on models of Mamba-1 layers only, not {config.layer_pattern!r}"
+    for layer in config.layers:
+        if not isinstance(layer, Mamba1Config):
+            return f"{mode.peer} is compared on models of Mamba-1 layers only, not {config.layer_pattern!r}"
+        if layer.d_inner != layer.expand * config.d_model:
+            return f"{mode.peer}'s mixer has expand * d_model channels, not d_inner = {layer.d_inner}"
     try:
         mixer = _mamba_class()
     except ImportError as error:
@@ -37,29 +40,29 @@ def why_missing(mode: Mode, config: ModelConfig) -> str | None:
     return None
 
 
-def peer_model(config: ModelConfig) -> HybridLM:
+def peer_model(config: ModelConfig, compute: ComputeOptions) -> HybridLM:
     """A model with mamba-ssm's mixers; its parameters have the names and shapes of packmamba's.
 
     Raises ImportError where mamba-ssm is not there.
     """
-    model = HybridLM(config)
-    model.backbone.layers = nn.ModuleList(_PeerBlock(config) for _ in config.layer_kinds)
+    model = HybridLM(config, compute)
+    model.backbone.layers = nn.ModuleList(_PeerBlock(layer, config, compute) for layer in config.layers)
     return model
 
 
 class _PeerBlock(ResidualBlock):
-    def __init__(self, config: ModelConfig) -> None:
-        super().__init__(config, "mamba1")
-        mamba = config.mamba1
+    def __init__(self, layer: LayerConfig, config: ModelConfig, compute: ComputeOptions) -> None:
+        super().__init__(layer, config, compute)
+        assert isinstance(layer, Mamba1Config)  # why_missing asks before
         mixer_class = _mamba_class()
         self.mixer = mixer_class(
             config.d_model,
-            d_state=mamba.d_state,
-            d_conv=mamba.d_conv,
-            expand=mamba.expand,
-            dt_rank=config.dt_rank,
-            conv_bias=mamba.conv_bias,
-            bias=mamba.proj_bias,
+            d_state=layer.d_state,
+            d_conv=layer.d_conv,
+            expand=layer.expand,
+            dt_rank=layer.dt_rank,
+            conv_bias=layer.conv_bias,
+            bias=layer.proj_bias,
         )
         self.boundary_argument = boundary_argument(mixer_class.forward)
 

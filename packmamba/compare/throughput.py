@@ -23,7 +23,7 @@ from torch import Tensor
 from packmamba.compare.memory import bytes_kept, peak_bytes, reset_peak
 from packmamba.compare.modes import Mode, make_batches, parse_mode
 from packmamba.compare.peers import peer_model, why_missing
-from packmamba.config import ModelConfig
+from packmamba.config import ComputeOptions, ModelConfig
 from packmamba.metrics import peak_flops
 from packmamba.model import HybridLM
 from packmamba.model.flops import training_flops
@@ -109,7 +109,7 @@ class Trainee:
     def loss(self, batch: PackedBatch) -> Tensor:
         """The mean over the batch's targets."""
         with self.autocast():
-            total = self.model(batch.input_ids, batch.packing, batch.labels)
+            total = self.model.loss(batch.input_ids, batch.packing, batch.labels)
         return total / max(batch.num_targets, 1)
 
     def step(self, batch: PackedBatch, clock: Clock | None = None) -> None:
@@ -220,8 +220,8 @@ class Comparison:
     """Training on `documents` (token ids, each of at least one token) in several modes, timed.
 
     capacity: tokens of a pack, or of a padded batch without a number of rows, at most. expected_loss: what the modes
-    must find on the untrained model, if it is known already. A mode that runs out of memory, and a peer that is missing
-    or fails, says so in its result; the others go on.
+    must find on the untrained model, if it is known already. compute: how the model is computed. A mode that runs out
+    of memory, and a peer that is missing or fails, says so in its result; the others go on.
 
     Raises ValueError for an unknown mode or a document longer than `capacity`.
     """
@@ -236,8 +236,9 @@ class Comparison:
         device: torch.device | str = "cpu",
         precision: Precision = "32-true",
         expected_loss: float | None = None,
+        compute: ComputeOptions | None = None,
     ) -> None:
-        self.config = config
+        self.config, self.compute = config, compute or ComputeOptions()
         self.device = torch.device(device)
         self.precision: Precision = precision
         self.loss = expected_loss
@@ -260,7 +261,7 @@ class Comparison:
         own = [run for run in self._runs if run.mode.peer is None]
         peers = [run for run in self._runs if run.mode.peer is not None]
         torch.manual_seed(0)
-        made = [HybridLM(self.config)]
+        made = [HybridLM(self.config, self.compute)]
         initial = {name: value.clone() for name, value in made[0].state_dict().items()} if peers else {}
         self._time_group(own, made.pop, repeats, on_pass)  # nobody else holds it, so that the next model has its memory
         made.clear()
@@ -270,7 +271,7 @@ class Comparison:
                 run.stop("missing", reason)
 
         def with_peers_mixers() -> HybridLM:
-            model = peer_model(self.config)
+            model = peer_model(self.config, self.compute)
             model.load_state_dict(initial)
             return model
 

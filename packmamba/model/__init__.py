@@ -1,7 +1,12 @@
-"""The hybrid language model and its parts."""
+"""The hybrid language model and its parts.
 
-from packmamba.model.flops import attention_cost, forward_flops, training_flops
-from packmamba.model.hybrid_lm import HybridLM, check_token_ids
+layer: a pre-norm residual block, one symbol of the layer pattern. mixer: the module inside it, `mixers/`.
+backbone: embedding, layers and last norm; the output head makes logits of its hidden states.
+state: what a model keeps of documents' earlier tokens, so that `advance` goes on from there.
+"""
+
+from packmamba.model.flops import attention_costs, forward_flops, training_flops
+from packmamba.model.hybrid_lm import HybridLM, ModelState, check_token_ids
 from packmamba.model.loss import linear_cross_entropy
 from packmamba.model.mixers.attention import AttentionMixer
 from packmamba.model.mixers.mamba1 import Mamba1Mixer
@@ -13,7 +18,8 @@ __all__ = [
     "GatedMLP",
     "HybridLM",
     "Mamba1Mixer",
-    "attention_cost",
+    "ModelState",
+    "attention_costs",
     "check_token_ids",
     "forward_flops",
     "linear_cross_entropy",

@@ -4,31 +4,24 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from packmamba.config import ModelConfig
+from packmamba.config import ComputeOptions, LayerConfig, ModelConfig
 from packmamba.model.layers import RMSNorm
-from packmamba.model.mixers.attention import AttentionMixer
-from packmamba.model.mixers.mamba1 import Mamba1Mixer
-from packmamba.model.mixers.mlp import GatedMLP
+from packmamba.model.mixers import MixerState, build_mixer
 from packmamba.packing import Packing
 
 
 class ResidualBlock(nn.Module):
-    """x (T, d_model) -> (T, d_model) in x's dtype. kind: a value of `config.LAYER_KINDS`."""
+    """x (T, d_model) -> (T, d_model) in x's dtype. layer: an entry of `config.layers`."""
 
-    def __init__(self, config: ModelConfig, kind: str) -> None:
+    def __init__(self, layer: LayerConfig, config: ModelConfig, compute: ComputeOptions) -> None:
         super().__init__()
         self.norm = RMSNorm(config.d_model, config.norm_eps)
-        self.mixer = _build_mixer(config, kind)
+        self.mixer = build_mixer(layer, config, compute)
 
     def forward(self, x: Tensor, packing: Packing) -> Tensor:
         return x + self.mixer(self.norm(x), packing)
 
-
-def _build_mixer(config: ModelConfig, kind: str) -> nn.Module:
-    if kind == "mamba1":
-        return Mamba1Mixer(config)
-    if kind == "attention":
-        return AttentionMixer(config)
-    if kind == "mlp":
-        return GatedMLP(config)
-    raise ValueError(f"unknown layer kind {kind!r}")
+    def advance(self, x: Tensor, packing: Packing, state: MixerState | None) -> tuple[Tensor, MixerState | None]:
+        """As `Mixer.advance`."""
+        mixed, state = self.mixer.advance(self.norm(x), packing, state)
+        return x + mixed, state

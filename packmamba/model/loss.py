@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from packmamba.errors import CannotRunError, UsageError, UsageTypeError
+
 logger = logging.getLogger(__name__)
 
 IGNORE_INDEX = -100
@@ -44,18 +46,18 @@ def linear_cross_entropy(
     is -100, without gradient. backend "auto": liger-kernel for sums on CUDA where it is installed (it copies one
     number to the host a call), else "chunked"; logs which, once. chunk_bytes: the budget of "chunked".
 
-    Raises ValueError for shapes that do not fit, or a label outside 0..V-1 (on the CPU; on CUDA nothing is copied back
-    to look); TypeError for dtypes that differ or labels that are not int64; RuntimeError where reduction="none" would
-    need a gradient or the named backend cannot run.
+    Raises UsageError (a ValueError) for shapes that do not fit, or a label outside 0..V-1 (on the CPU; on CUDA nothing
+    is copied back to look); UsageTypeError (a TypeError) for dtypes that differ or labels that are not int64;
+    CannotRunError (a RuntimeError) where reduction="none" would need a gradient or the named backend cannot run.
     """
     _check_inputs(hidden, weight, labels, reduction)
     if backend == "auto":
         backend = _choose_backend(hidden, reduction)
     elif backend == "liger":
         if reason := _why_not_liger(hidden, reduction):
-            raise RuntimeError(f"loss backend 'liger' cannot run: {reason}")
+            raise CannotRunError(f"loss backend 'liger' cannot run: {reason}")
     elif backend != "chunked":
-        raise ValueError(f"unknown loss backend {backend!r}; available: auto, chunked, liger")
+        raise UsageError(f"unknown loss backend {backend!r}; available: auto, chunked, liger")
 
     device_type = hidden.device.type
     dtype = torch.get_autocast_dtype(device_type) if torch.is_autocast_enabled(device_type) else hidden.dtype
@@ -179,24 +181,26 @@ def _why_not_liger(hidden: Tensor, reduction: str) -> str | None:
 
 def _check_inputs(hidden: Tensor, weight: Tensor, labels: Tensor, reduction: str) -> None:
     if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
+        raise UsageError(
             f"hidden must be (T, d) and weight (V, d), got {tuple(hidden.shape)} and {tuple(weight.shape)}"
         )
     if labels.shape != hidden.shape[:1]:
-        raise ValueError(f"labels must have shape ({hidden.shape[0]},), one a token, got {tuple(labels.shape)}")
+        raise UsageError(f"labels must have shape ({hidden.shape[0]},), one a token, got {tuple(labels.shape)}")
     if labels.dtype != torch.int64:
-        raise TypeError(f"labels must be int64, got {labels.dtype}")
+        raise UsageTypeError(f"labels must be int64, got {labels.dtype}")
     autocast = torch.is_autocast_enabled(hidden.device.type)
     if not hidden.is_floating_point() or (hidden.dtype != weight.dtype and not autocast):
-        raise TypeError(f"hidden and weight must share one floating-point dtype, got {hidden.dtype}, {weight.dtype}")
+        raise UsageTypeError(
+            f"hidden and weight must share one floating-point dtype, got {hidden.dtype}, {weight.dtype}"
+        )
     if reduction not in ("sum", "none"):
-        raise ValueError(f"reduction must be 'sum' or 'none', got {reduction!r}")
+        raise UsageError(f"reduction must be 'sum' or 'none', got {reduction!r}")
     if reduction == "none" and torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad):
-        raise RuntimeError("reduction='none' has no gradient; call it under torch.no_grad(), or use reduction='sum'")
+        raise CannotRunError("reduction='none' has no gradient; call it under torch.no_grad(), or use reduction='sum'")
     if labels.device.type == "cpu" and not torch.compiler.is_compiling():
         bad = (labels != IGNORE_INDEX) & ((labels < 0) | (labels >= weight.shape[0]))
         if bool(bad.any()):
             i = int(bad.int().argmax())
-            raise ValueError(
+            raise UsageError(
                 f"label {int(labels[i])} at position {i} is neither {IGNORE_INDEX} nor in 0..{weight.shape[0] - 1}"
             )

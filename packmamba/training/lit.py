@@ -16,7 +16,8 @@ from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
-from packmamba.config import ModelConfig
+from packmamba.config import ComputeOptions, ModelConfig
+from packmamba.errors import UsageError
 from packmamba.metrics import DocumentLosses, DocumentLossTable, StepMeter, peak_flops, real_flops
 from packmamba.model import HybridLM, check_token_ids, parameter_groups
 from packmamba.packing import PackedBatch, Packing
@@ -38,25 +39,25 @@ def learning_rate_factor(step: int, *, warmup_steps: int, decay_steps: int, min_
 
 
 def check_same_config(stored: dict[str, Any], config: ModelConfig) -> None:
-    """Raises ValueError if a checkpoint's model configuration is not `config`, naming each field with both values.
+    """Raises UsageError if a checkpoint's model configuration is not `config`, naming each field with both values.
 
-    `attention.backend` and `recompute` may differ: they choose how to compute, not what.
+    ComputeOptions are not part of it: they say how to compute, not what, and may differ.
     """
     differences = [
         f"{name}: {theirs!r} in the checkpoint, {ours!r} in this run"
         for name, theirs, ours in _compare(ModelConfig.from_dict(stored).to_dict(), config.to_dict())
-        if name not in ("attention.backend", "recompute")
     ]
     if differences:
-        raise ValueError("the checkpoint was made with another model configuration: " + "; ".join(differences))
+        raise UsageError("the checkpoint was made with another model configuration: " + "; ".join(differences))
 
 
 def _compare(theirs: dict[str, Any], ours: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, Any, Any]]:
-    for key, value in ours.items():
-        if isinstance(value, dict):
-            yield from _compare(theirs[key], value, f"{prefix}{key}.")
-        elif theirs[key] != value:
-            yield f"{prefix}{key}", theirs[key], value
+    for key in ours | theirs:
+        their, our = theirs.get(key), ours.get(key)
+        if isinstance(their, dict) and isinstance(our, dict):
+            yield from _compare(their, our, f"{prefix}{key}.")
+        elif their != our:
+            yield f"{prefix}{key}", their, our
 
 
 class LitHybridLM(LightningModule):
@@ -70,6 +71,7 @@ class LitHybridLM(LightningModule):
         self,
         config: ModelConfig,
         *,
+        compute: ComputeOptions = ComputeOptions(),  # noqa: B008  (frozen; the command line reads its fields)
         learning_rate: float = 1e-3,
         min_learning_rate_ratio: float = 0.1,
         warmup_steps: int = 100,
@@ -83,6 +85,7 @@ class LitHybridLM(LightningModule):
 
         Args:
             config: The model. Checkpoints store it as plain dicts, which are accepted here too.
+            compute: How the model is computed; may differ from the checkpoint's.
             learning_rate: AdamW's peak learning rate.
             min_learning_rate_ratio: The final learning rate, as a fraction of the peak.
             warmup_steps: Optimiser steps of linear warm-up.
@@ -97,6 +100,8 @@ class LitHybridLM(LightningModule):
         super().__init__()
         if isinstance(config, dict):
             config = ModelConfig.from_dict(config)
+        if isinstance(compute, dict):
+            compute = ComputeOptions.from_dict(compute)
         _check_ranges(
             ("learning_rate", learning_rate, learning_rate > 0, "more than 0"),
             ("min_learning_rate_ratio", min_learning_rate_ratio, 0 <= min_learning_rate_ratio <= 1, "from 0 to 1"),
@@ -107,6 +112,7 @@ class LitHybridLM(LightningModule):
             ("eps", eps, eps > 0, "more than 0"),
         )
         self.config = config
+        self.compute = compute
         self.learning_rate = learning_rate
         self.min_learning_rate_ratio = min_learning_rate_ratio
         self.warmup_steps = warmup_steps
@@ -118,6 +124,7 @@ class LitHybridLM(LightningModule):
         self.save_hyperparameters(
             {
                 "config": config.to_dict(),
+                "compute": compute.to_dict(),
                 "learning_rate": learning_rate,
                 "min_learning_rate_ratio": min_learning_rate_ratio,
                 "warmup_steps": warmup_steps,
@@ -154,7 +161,7 @@ class LitHybridLM(LightningModule):
     def configure_model(self) -> None:
         """Creates the parameters, once."""
         if self.model is None:
-            self.model = HybridLM(self.config)
+            self.model = HybridLM(self.config, self.compute)
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self._built(), weight_decay=self.weight_decay, decay_embeddings=self.decay_embeddings)
@@ -207,7 +214,7 @@ class LitHybridLM(LightningModule):
         return self._built()(input_ids, packing)
 
     def training_step(self, batch: PackedBatch, batch_idx: int) -> Tensor:
-        loss_sum = self._built()(batch.input_ids, batch.packing, batch.labels)
+        loss_sum = self._built().loss(batch.input_ids, batch.packing, batch.labels)
         flops = real_flops(self.config, batch) if self._peak_flops else 0
         self._meter.add(batch, loss_sum.detach(), flops)
         # Lightning divides by accumulate_grad_batches and DDP averages over ranks; both are undone, so that the step's
@@ -296,7 +303,7 @@ class LitHybridLM(LightningModule):
         return self._add_document_losses(batch).records()
 
     def _add_document_losses(self, batch: PackedBatch) -> DocumentLosses:
-        token_losses = self._built()(batch.input_ids, batch.packing, batch.labels, reduction="none")
+        token_losses = self._built().loss(batch.input_ids, batch.packing, batch.labels, reduction="none")
         return self._table.add(batch, token_losses)
 
     def on_validation_epoch_end(self) -> None:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import inspect
 import logging
-import math
 import sys
 import types
-from itertools import pairwise
 
 import pytest
 import torch
 from torch import Tensor
 
-from packmamba import attention
-from packmamba.attention import explain_backends, varlen_attention
+from packmamba.attention import AttentionMask, choose, explain_backends, flash, sdpa, varlen, varlen_attention
+from packmamba.attention.naive import varlen_attention_naive
 from packmamba.packing import Packing
 from tests.support import LENGTHS, assert_close, assert_identical
 
@@ -34,16 +32,8 @@ BACKENDS = pytest.mark.parametrize(
 
 def attention_by_definition(q: Tensor, k: Tensor, v: Tensor, packing: Packing, sliding_window: int | None) -> Tensor:
     """Token t of a document: softmax of its scores against tokens t - window + 1 to t of the same document, times v."""
-    group = q.shape[1] // k.shape[1]
-    out = torch.zeros_like(q)
-    for bos, eos in pairwise(packing.host_cu_seqlens.tolist()):
-        for t in range(bos, eos):
-            first = bos if sliding_window is None else max(bos, t - sliding_window + 1)
-            for head in range(q.shape[1]):
-                keys, values = k[first : t + 1, head // group], v[first : t + 1, head // group]
-                weights = (keys @ q[t, head] / math.sqrt(q.shape[2])).softmax(0)
-                out[t, head] = weights @ values
-    return out
+    mask = AttentionMask(sliding_window=sliding_window)
+    return varlen_attention_naive(q, k, v, packing, packing, mask, q.shape[2] ** -0.5)
 
 
 def random_qkv(num_tokens: int, kv_heads: int, dtype: torch.dtype, device: str = "cpu") -> list[Tensor]:
@@ -132,12 +122,13 @@ def check_no_leak(packing: Packing, dtype: torch.dtype, sliding_window: int | No
 
 def test_the_leak_check_catches_attention_over_the_whole_pack(monkeypatch):
     packing = Packing.from_lengths([5, 1, 130, 3])
-    original = attention._sdpa
+    original = sdpa.attend
 
-    def leaky(q, k, v, packing, sliding_window, scale):
-        return original(q, k, v, Packing.from_lengths([packing.num_tokens]), sliding_window, scale)
+    def leaky(q, k, v, packing, key_packing, mask, scale):
+        whole = Packing.from_lengths([packing.num_tokens])
+        return original(q, k, v, whole, whole, mask, scale)
 
-    monkeypatch.setattr(attention, "_sdpa", leaky)
+    monkeypatch.setattr(sdpa, "attend", leaky)
     with pytest.raises(AssertionError, match="elements differ"):
         check_no_leak(packing, torch.float32, None, "sdpa")
 
@@ -162,7 +153,7 @@ def test_a_scale_multiplies_the_scores():
 
 
 def test_auto_runs_sdpa_on_the_cpu_and_says_so_once(caplog):
-    attention._log_choice.cache_clear()
+    choose._log_choice.cache_clear()
     packing = Packing.from_lengths([3])
     qkv = random_qkv(3, 4, torch.float32)
     with caplog.at_level(logging.INFO, logger="packmamba.attention"):
@@ -191,13 +182,11 @@ def test_a_named_backend_that_cannot_run_raises(backend):
 
 def flash_by_definition(q, k, v, cu_q, cu_k, max_q, max_k, *, scale, window_size):
     """What flash attention's varlen functions promise: query t sees keys t - left to t + right of its document."""
-    assert cu_q is cu_k
-    assert max_q == max_k == int(cu_q.diff().max())
+    assert (max_q, max_k) == (int(cu_q.diff().max()), int(cu_k.diff().max()))
     left, right = window_size
     assert right == 0
-    packing = Packing.from_cu_seqlens(cu_q)
-    factor = q.shape[2] ** 0.5 * scale
-    return attention_by_definition(q * factor, k, v, packing, None if left == -1 else left + 1)
+    mask = AttentionMask(sliding_window=None if left == -1 else left + 1)
+    return varlen_attention_naive(q, k, v, Packing.from_cu_seqlens(cu_q), Packing.from_cu_seqlens(cu_k), mask, scale)
 
 
 def varlen_of_torch_2_11(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, *, scale=None, window_size=(-1, -1)):
@@ -216,26 +205,33 @@ def varlen_since_torch_2_12(*args, enable_gqa=False, num_splits=None, **options)
 @pytest.mark.parametrize("kv_heads", [4, 2])
 @pytest.mark.parametrize("varlen_attn", [varlen_of_torch_2_11, varlen_since_torch_2_12])
 def test_varlen_asks_torch_for_the_same_attention(monkeypatch, varlen_attn, kv_heads, sliding_window):
-    monkeypatch.setattr(attention, "varlen_attn", varlen_attn)
-    monkeypatch.setattr(attention, "_VARLEN_PARAMETERS", inspect.signature(varlen_attn).parameters)
+    monkeypatch.setattr(varlen, "varlen_attn", varlen_attn)
+    monkeypatch.setattr(varlen, "_PARAMETERS", inspect.signature(varlen_attn).parameters)
     packing = Packing.from_lengths([1, 2, 7, 5])
     qkv = random_qkv(packing.num_tokens, kv_heads, torch.float64)
     expected = varlen_attention(*qkv, packing, sliding_window=sliding_window, scale=0.3, backend="sdpa")
-    assert_close("out", expected, attention._varlen(*qkv, packing, sliding_window, 0.3), 1e-12)
+    assert_close(
+        "out", expected, varlen.attend(*qkv, packing, packing, AttentionMask(sliding_window=sliding_window), 0.3), 1e-12
+    )
 
 
-@pytest.mark.parametrize("sliding_window", [None, 1, 3, 100])
-def test_flash_asks_flash_attn_for_the_same_attention(monkeypatch, sliding_window):
+def pretend_flash_attn(monkeypatch) -> None:
     def flash_attn_varlen_func(*args, softmax_scale, causal, window_size, deterministic):
         assert causal
         assert deterministic
         return flash_by_definition(*args, scale=softmax_scale, window_size=window_size)
 
     monkeypatch.setitem(sys.modules, "flash_attn", types.SimpleNamespace(flash_attn_varlen_func=flash_attn_varlen_func))
+
+
+@pytest.mark.parametrize("sliding_window", [None, 1, 3, 100])
+def test_flash_asks_flash_attn_for_the_same_attention(monkeypatch, sliding_window):
+    pretend_flash_attn(monkeypatch)
     packing = Packing.from_lengths([1, 2, 7, 5])
     qkv = random_qkv(packing.num_tokens, 2, torch.float64)
     expected = varlen_attention(*qkv, packing, sliding_window=sliding_window, scale=0.3, backend="sdpa")
-    assert_close("out", expected, attention._flash(*qkv, packing, sliding_window, 0.3), 1e-12)
+    actual = flash.attend(*qkv, packing, packing, AttentionMask(sliding_window=sliding_window), 0.3)
+    assert_close("out", expected, actual, 1e-12)
 
 
 def zeros(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -260,3 +256,56 @@ BAD_INPUTS = {
 def test_bad_input_raises_naming_it(q, k, v, options, error, message):
     with pytest.raises(error, match=message):
         varlen_attention(q, k, v, Packing.from_lengths([3]), **options)
+
+
+KEY_LENGTHS = {"more-keys": ([1, 2, 7, 1, 5], [4, 2, 9, 1, 6]), "steps": ([1, 1, 1], [1, 30, 5])}
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2])
+@pytest.mark.parametrize("sliding_window", [None, 1, 3, 100])
+@pytest.mark.parametrize(("queries", "keys"), KEY_LENGTHS.values(), ids=KEY_LENGTHS.keys())
+@pytest.mark.parametrize("backend", ["sdpa", "varlen", "flash"])
+def test_queries_are_the_last_tokens_of_their_documents_keys(
+    monkeypatch, backend, queries, keys, sliding_window, kv_heads
+):
+    packing, key_packing = Packing.from_lengths(queries), Packing.from_lengths(keys)
+    q, k, v = random_qkv(key_packing.num_tokens, kv_heads, torch.float64)
+    mask = AttentionMask(sliding_window=sliding_window)
+    whole = varlen_attention_naive(q, k, v, key_packing, key_packing, mask, 0.3)
+    q, expected = (
+        torch.cat([rows[-n:] for rows, n in zip(key_packing.unpack(x), queries, strict=True)]) for x in (q, whole)
+    )
+    if backend == "sdpa":
+        actual = varlen_attention(q, k, v, packing, key_packing=key_packing, mask=mask, scale=0.3, backend="sdpa")
+    else:
+        monkeypatch.setattr(varlen, "varlen_attn", varlen_of_torch_2_11)
+        monkeypatch.setattr(varlen, "_PARAMETERS", inspect.signature(varlen_of_torch_2_11).parameters)
+        pretend_flash_attn(monkeypatch)
+        actual = {"varlen": varlen, "flash": flash}[backend].attend(q, k, v, packing, key_packing, mask, 0.3)
+    assert_close("out", expected, actual, 1e-12)
+
+
+@pytest.mark.parametrize("sliding_window", [None, 1, 3])
+def test_a_dense_mask_shows_a_token_itself_and_the_window_before_it(sliding_window):
+    mask = AttentionMask(sliding_window=sliding_window)
+    for length in (1, 2, 3, 4, 9):
+        dense = mask.dense(length, length)
+        window = sliding_window or length
+        assert dense.tolist() == [[0 <= query - key < window for key in range(length)] for query in range(length)]
+        assert int(dense.sum()) == mask.visible_pairs([length])[0]
+        assert torch.equal(mask.dense(1, length), dense[-1:])
+
+
+BAD_KEYS = {
+    "other-documents": (Packing.from_lengths([3]), {}, "key_packing has 1 documents.* has 2"),
+    "too-few-keys": (Packing.from_lengths([1, 2]), {}, "document 0 has 2 queries, but only 1 keys"),
+    "elsewhere": (Packing.from_lengths([2, 1]).to("meta"), {}, "key_packing is on meta"),
+    "rows": (Packing.from_lengths([2, 2]), {}, "k and v must have 4 rows"),
+    "two-masks": (None, {"mask": AttentionMask(), "sliding_window": 3}, "mask or sliding_window, not both"),
+}
+
+
+@pytest.mark.parametrize(("key_packing", "options", "message"), BAD_KEYS.values(), ids=BAD_KEYS.keys())
+def test_keys_that_do_not_fit_the_queries_raise(key_packing, options, message):
+    with pytest.raises(ValueError, match=message):
+        varlen_attention(*[zeros(3, 4, 8)] * 3, Packing.from_lengths([2, 1]), key_packing=key_packing, **options)

@@ -210,13 +210,14 @@ class TestRuns:
     def test_the_data_module_learns_the_cost_of_attention_from_the_model(self, project: Path) -> None:
         from packmamba.cli.fit import run as run_trainer
         from packmamba.config import ModelConfig
-        from packmamba.model import attention_cost
+        from packmamba.model import attention_costs
 
         options = ["--data.balance", "flops", "--model.config.attention.sliding_window", "5"]
         ran = run_trainer(["fit", "--config", "config.yaml", "--trainer.max_steps", "1", *options])
         model = ModelConfig.from_dict(ran.model.hparams["config"])
         assert "*" in model.layer_pattern
-        assert ran.datamodule.attention_cost == attention_cost(model) > 0
+        (cost,) = attention_costs(model)
+        assert ran.datamodule.attention_cost == cost.cost > 0
         assert ran.datamodule.attention_window == 5
 
     def test_print_config_shows_every_value(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:

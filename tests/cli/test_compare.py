@@ -20,7 +20,7 @@ from packmamba.compare.breakdown import OPTIMIZER, REST, break_down
 from packmamba.compare.modes import make_batches, parse_mode
 from packmamba.compare.peers import why_missing
 from packmamba.compare.throughput import Comparison, Trainee
-from packmamba.config import ModelConfig
+from packmamba.config import ComputeOptions, ModelConfig
 from packmamba.model import HybridLM
 from packmamba.model.mixers.mamba1 import Mamba1Mixer
 from tests.bare_machine import run_on_a_bare_machine
@@ -181,7 +181,7 @@ def test_a_file_without_a_model_is_refused(tmp_path):
     path.write_text("trainer: {max_steps: 3}\n")
     with pytest.raises(ValueError, match=r"trainer.yaml describes no model"):
         compare_cases.load_model(str(path))
-    assert compare_cases.load_model("configs/quickstart.yaml").layer_pattern == "1-1-*-1-"
+    assert compare_cases.load_model("configs/quickstart.yaml")[0].layer_pattern == "1-1-*-1-"
 
 
 def test_to_run_out_of_memory_is_a_result(monkeypatch):
@@ -279,9 +279,8 @@ def test_the_parts_of_a_step_add_up_to_what_was_timed(recompute, monkeypatch):
     stamps = []
     stamp = throughput.Clock.stamp
     monkeypatch.setattr(throughput.Clock, "stamp", lambda clock: (stamps.append(clock), stamp(clock)))
-    config = ModelConfig.from_dict(HYBRID.to_dict() | {"recompute": recompute})
     torch.manual_seed(0)
-    trainee = Trainee(HybridLM(config), torch.device("cpu"), "32-true")
+    trainee = Trainee(HybridLM(HYBRID, ComputeOptions(recompute=recompute)), torch.device("cpu"), "32-true")
     (batch,) = make_batches(parse_mode("packed"), documents(), 256)
     shares = {share.kind: share for share in break_down(trainee, batch, repeats=1)}
     assert list(shares) == ["mamba1", "attention", "mlp", REST, OPTIMIZER]

@@ -19,7 +19,7 @@ from packmamba.data.configuration import parse_configuration
 from packmamba.data.packers import STRATEGIES, pack
 from packmamba.data.plan import PlanOptions
 from packmamba.data.statistics import describe_lengths, report_packs
-from packmamba.model import attention_cost
+from packmamba.model import attention_costs
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -127,7 +127,8 @@ def test_documents_come_as_for_fit_and_the_model_says_what_attention_costs(capsy
     assert report["capacity"] == 50
     assert report["plan"]["balance"] == "flops"
     model = ModelConfig(layer_pattern="1*", d_model=64, vocab_size=258)
-    assert report["plan"]["attention_cost"] == attention_cost(model) > 0
+    (cost,) = attention_costs(model)
+    assert report["plan"]["attention_cost"] == cost.cost > 0
     assert run(*options, "--split", "val", "--capacity", "70", "--attention_cost", "0.5", "--data.seed", "3") == 0
     report = json.loads(Path("report.json").read_text())
     assert (report["lengths"]["documents"], report["capacity"]) == (4, 70)

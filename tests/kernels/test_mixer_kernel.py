@@ -10,7 +10,7 @@ import torch
 from packmamba_kernels.runtime.triton_glue import INTERPRET
 
 from packmamba import ModelConfig, Packing
-from packmamba.config import Mamba1Config
+from packmamba.config import ComputeOptions, Mamba1Config
 from packmamba.model.mixers.mamba1 import Mamba1Mixer
 from tests.support import DEVICE, assert_close
 
@@ -26,10 +26,8 @@ def test_gradients_are_those_of_keeping_everything(dtype, ratio):
     results = {}
     for recompute in ("none", "conv"):
         torch.manual_seed(0)
-        config = ModelConfig(
-            layer_pattern="1", d_model=32, vocab_size=1, mamba1=Mamba1Config(d_state=4), recompute=recompute
-        )
-        mixer = Mamba1Mixer(config).to(DEVICE, dtype)
+        config = ModelConfig(layer_pattern="1", d_model=32, vocab_size=1, mamba1=Mamba1Config(d_state=4))
+        mixer = Mamba1Mixer(config.layers[0], config, ComputeOptions(recompute=recompute)).to(DEVICE, dtype)
         leaf = x.clone().requires_grad_()
         out = mixer(leaf, packing)
         names = [name for name, _ in mixer.named_parameters()]

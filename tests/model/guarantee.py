@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from packmamba import HybridLM, ModelConfig, Packing
-from packmamba.config import AttentionConfig, Mamba1Config
-from packmamba.model.block import _build_mixer
+from packmamba.config import AttentionConfig, ComputeOptions, Mamba1Config
+from packmamba.model.mixers import build_mixer
 from tests.support import assert_close, assert_identical
 
 D_MODEL, VOCAB = 32, 61
@@ -37,6 +37,7 @@ def small_config(layer_pattern: str, attention: str = "attention-gqa", **overrid
         vocab_size=VOCAB,
         mamba1=Mamba1Config(d_state=8),
         attention=ATTENTION[attention],
+        symbols={"w": {"kind": "attention", "sliding_window": 4}, "s": Mamba1Config(d_state=16)},
         **overrides,
     )
 
@@ -45,8 +46,9 @@ def mixer_case(name: str, packing: Packing, dtype: torch.dtype, device: str = "c
     """A mixer's run, and inputs (T, d_model) for it."""
     torch.manual_seed(0)
     kind = name.partition("-")[0]
-    config = small_config("1", name if kind == "attention" else "attention", recompute=recompute_of(name))
-    mixer = _build_mixer(config, kind).to(device, dtype)
+    symbol = {"mamba1": "1", "attention": "*", "mlp": "-"}[kind]
+    config = small_config(symbol, name if kind == "attention" else "attention")
+    mixer = build_mixer(config.layers[0], config, ComputeOptions(recompute=recompute_of(name))).to(device, dtype)
     x = torch.randn(packing.num_tokens, D_MODEL).to(device, dtype)
     return partial(run_mixer, mixer), x
 
@@ -73,7 +75,8 @@ def model_case(
 ) -> tuple[Run, Tensor]:
     """A whole model's run, and token ids (T,) for it."""
     torch.manual_seed(0)
-    model = HybridLM(small_config(layer_pattern, recompute=recompute)).to(device, torch.float32 if autocast else dtype)
+    model = HybridLM(small_config(layer_pattern), ComputeOptions(recompute=recompute))
+    model = model.to(device, torch.float32 if autocast else dtype)
     ids = torch.randint(VOCAB, (packing.num_tokens,)).to(device)
     return partial(run_model, model, autocast=autocast), ids
 
@@ -84,9 +87,9 @@ def run_model(model: HybridLM, ids: Tensor, packing: Packing, autocast: bool = F
     handle = model.backbone.embedding.register_forward_hook(lambda module, args, out: embedded.append(out))
     with torch.autocast(ids.device.type, torch.bfloat16, enabled=autocast):
         logits = model(ids, packing)
-        loss = model(ids, packing, labels)
+        loss = model.loss(ids, packing, labels)
         with torch.no_grad():
-            losses = model(ids, packing, labels, reduction="none")
+            losses = model.loss(ids, packing, labels, reduction="none")
     handle.remove()
     (d_logits,) = torch.autograd.grad(logits, embedded[0], torch.ones_like(logits) * (ids[:, None] % 5 - 2))
     (d_loss,) = torch.autograd.grad(loss, embedded[1])

@@ -90,14 +90,14 @@ def test_the_loss_equals_cross_entropy_of_the_logits(reduction):
     ids, labels = ids_and_labels()
     with torch.no_grad():
         expected = torch.nn.functional.cross_entropy(model(ids, PACKING), labels, reduction=reduction)
-        assert_close("loss", expected, model(ids, PACKING, labels, reduction=reduction), 1e-5)
+        assert_close("loss", expected, model.loss(ids, PACKING, labels, reduction=reduction), 1e-5)
 
 
 def test_parameter_gradients_through_the_loss_equal_those_through_the_logits():
     model = small_model("1*-1")
     ids, labels = ids_and_labels()
     parameters = dict(model.named_parameters())
-    by_loss = torch.autograd.grad(model(ids, PACKING, labels), list(parameters.values()))
+    by_loss = torch.autograd.grad(model.loss(ids, PACKING, labels), list(parameters.values()))
     logits_loss = torch.nn.functional.cross_entropy(model(ids, PACKING), labels, reduction="sum")
     by_logits = torch.autograd.grad(logits_loss, list(parameters.values()))
     for name, expected, actual in zip(parameters, by_logits, by_loss, strict=True):
@@ -135,9 +135,12 @@ def test_the_model_compiles_in_one_graph(layer_pattern):
     torch.compiler.reset()
     model = small_model(layer_pattern)
     ids, labels = ids_and_labels()
-    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
-    eager = model(ids, PACKING, labels)
+    compiled = torch.compile(model.loss, fullgraph=True, backend="aot_eager")
+    eager = model.loss(ids, PACKING, labels)
     loss = compiled(ids, PACKING, labels)
+    assert_close(
+        "logits", model(ids, PACKING), torch.compile(model, fullgraph=True, backend="aot_eager")(ids, PACKING), 1e-6
+    )
     assert_close("loss", eager, loss, 1e-6)
     parameters = list(model.parameters())
     for expected, actual in zip(
@@ -170,7 +173,7 @@ BAD_INPUTS = {
 @pytest.mark.parametrize(("ids", "packing", "labels", "error", "message"), BAD_INPUTS.values(), ids=BAD_INPUTS.keys())
 def test_bad_input_raises_naming_it(ids, packing, labels, error, message):
     with pytest.raises(error, match=message):
-        small_model("-")(ids, packing, labels)
+        small_model("-")(ids, packing) if labels is None else small_model("-").loss(ids, packing, labels)
 
 
 def test_check_token_ids_accepts_the_whole_vocabulary():

@@ -99,19 +99,14 @@ class TestEveryParameterFollowsItsDistribution:
         check_initialised(model)
 
 
-def test_the_check_notices_a_linear_default_for_the_step_size_bias():
+@pytest.mark.parametrize(
+    "owner", ["layers.0.mixer.dt_proj", "layers.1.mixer.out_proj"], ids=["step-size-bias", "not-scaled-with-depth"]
+)
+def test_the_check_notices_a_linear_layers_default(owner):
     torch.manual_seed(0)
     model = HybridLM(CONFIG)
-    nn.Linear.reset_parameters(model.get_submodule("backbone.layers.0.mixer.dt_proj"))
-    with pytest.raises(AssertionError, match=r"dt_proj\.bias"):
-        check_initialised(model)
-
-
-def test_the_check_notices_an_output_projection_that_is_not_scaled_with_depth():
-    torch.manual_seed(0)
-    model = HybridLM(CONFIG)
-    nn.Linear.reset_parameters(model.get_submodule("backbone.layers.1.mixer.out_proj"))
-    with pytest.raises(AssertionError, match=r"layers\.1\.mixer\.out_proj"):
+    nn.Linear.reset_parameters(model.get_submodule(f"backbone.{owner}"))
+    with pytest.raises(AssertionError, match=owner.replace(".", r"\.") + (r"\.bias" if "dt_proj" in owner else "")):
         check_initialised(model)
 
 
@@ -146,5 +141,5 @@ def test_the_initial_loss_is_that_of_guessing():
     torch.manual_seed(0)
     packing = Packing.from_lengths([40, 24])
     ids = torch.randint(997, (64,))
-    loss = HybridLM(CONFIG)(ids, packing, torch.randint(997, (64,))).detach() / 64
+    loss = HybridLM(CONFIG).loss(ids, packing, torch.randint(997, (64,))).detach() / 64
     assert float(loss) == pytest.approx(math.log(997), rel=0.03)

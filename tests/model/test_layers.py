@@ -11,14 +11,20 @@ from packmamba_kernels.causal_conv1d.naive import causal_conv1d_naive
 from packmamba_kernels.selective_scan.naive import selective_scan_naive
 
 from packmamba import Packing
-from packmamba.model import AttentionMixer, GatedMLP, Mamba1Mixer
+from packmamba.config import ComputeOptions, LayerConfig, ModelConfig
 from packmamba.model.block import ResidualBlock
 from packmamba.model.layers import RMSNorm
+from packmamba.model.mixers import Mixer, build_mixer
 from packmamba.model.mixers.rotary import apply_rotary, rotary_tables
 from tests.model.guarantee import ATTENTION, small_config
 from tests.support import assert_close, assert_identical
 
 PACKING = Packing.from_lengths([3, 1, 70])
+
+
+def mixer_of(config: ModelConfig) -> Mixer:
+    """The mixer of a model's first layer."""
+    return build_mixer(config.layers[0], config, ComputeOptions())
 
 
 def test_rms_norm_divides_by_the_root_mean_square():
@@ -63,7 +69,7 @@ def test_rotary_scores_depend_on_the_distance_alone():
 
 def test_gated_mlp_is_swiglu():
     torch.manual_seed(0)
-    mlp = GatedMLP(small_config("-")).double()
+    mlp = mixer_of(small_config("-")).double()
     x = torch.randn(PACKING.num_tokens, 32, dtype=torch.float64)
     up, gate = mlp.fc1.weight.chunk(2)
     assert_close("out", ((x @ up.T) * F.silu(x @ gate.T)) @ mlp.fc2.weight.T, mlp(x, PACKING), 1e-12)
@@ -72,7 +78,7 @@ def test_gated_mlp_is_swiglu():
 @pytest.mark.parametrize("name", ATTENTION)
 def test_attention_mixer_rotates_queries_and_keys_and_looks_back_as_far_as_its_window(name):
     torch.manual_seed(0)
-    mixer = AttentionMixer(small_config("*", name)).double()
+    mixer = mixer_of(small_config("*", name)).double()
     x = torch.randn(PACKING.num_tokens, 32, dtype=torch.float64)
     heads, kv_heads, _ = mixer.splits
     q, k, v = (x @ mixer.in_proj.weight.T).unflatten(1, (-1, 8)).split(mixer.splits, dim=1)
@@ -91,7 +97,7 @@ def test_attention_mixer_rotates_queries_and_keys_and_looks_back_as_far_as_its_w
 
 def test_mamba1_mixer_is_the_paper_block_written_with_the_naive_operators():
     torch.manual_seed(0)
-    mixer = Mamba1Mixer(small_config("1"))
+    mixer = mixer_of(small_config("1"))
     x = torch.randn(PACKING.num_tokens, 32)
     u, z = (x @ mixer.in_proj.weight.T).chunk(2, dim=1)
     conv = {"activation": "silu", "cu_seqlens": PACKING.cu_seqlens}
@@ -102,16 +108,20 @@ def test_mamba1_mixer_is_the_paper_block_written_with_the_naive_operators():
     assert_close("out", y @ mixer.out_proj.weight.T, mixer(x, PACKING), 1e-5)
 
 
-@pytest.mark.parametrize("kind", ["mamba1", "attention", "mlp"])
-def test_a_block_adds_its_mixers_output_to_a_stream_of_the_same_dtype(kind):
+@pytest.mark.parametrize("symbol", ["1", "*", "-"])
+def test_a_block_adds_its_mixers_output_to_a_stream_of_the_same_dtype(symbol):
     torch.manual_seed(0)
-    block = ResidualBlock(small_config("1*-"), kind).bfloat16()
+    config = small_config(symbol)
+    block = ResidualBlock(config.layers[0], config, ComputeOptions()).bfloat16()
     x = torch.randn(PACKING.num_tokens, 32)
     out = block(x, PACKING)
     assert out.dtype == torch.float32
     assert_identical("out", x + block.mixer(block.norm(x), PACKING).float(), out)
 
 
-def test_a_block_rejects_an_unknown_kind():
-    with pytest.raises(ValueError, match="unknown layer kind 'mamba9'"):
-        ResidualBlock(small_config("1"), "mamba9")
+def test_a_block_rejects_a_layer_without_a_mixer():
+    class Mamba9Config(LayerConfig):
+        pass
+
+    with pytest.raises(ValueError, match="no mixer for a layer of class Mamba9Config; available: Mamba1Config, Att"):
+        ResidualBlock(Mamba9Config(), small_config("1"), ComputeOptions())
