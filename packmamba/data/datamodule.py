@@ -32,6 +32,7 @@ from packmamba.data.resume.sections import Section, Sections, SectionWriter, ope
 from packmamba.data.resume.streamed import StreamedDataset
 from packmamba.data.sources import PythonDocs, Source
 from packmamba.data.text.tokenizers import ByteTokenizer, Tokenizer
+from packmamba.errors import UsageError
 
 _SPLITS_OF: dict[str | None, tuple[Split, ...]] = {
     "fit": ("train", "val"),
@@ -127,12 +128,12 @@ class PackedDataModule(LightningDataModule):
         """
         super().__init__()
         if num_workers < 0:
-            raise ValueError(f"num_workers must be at least 0, got {num_workers}")
+            raise UsageError(f"num_workers must be at least 0, got {num_workers}")
         check_options(strategy, capacity, buffer, long_documents)
         if section_documents < 1:
-            raise ValueError(f"section_documents must be at least 1, got {section_documents}")
+            raise UsageError(f"section_documents must be at least 1, got {section_documents}")
         if source.streaming and embeddings is not None:
-            raise ValueError(
+            raise UsageError(
                 f"embeddings={embeddings!r} name rows of a source that is read whole; {source} is streamed"
             )
         self.splits = DocumentSplits(
@@ -206,7 +207,7 @@ class PackedDataModule(LightningDataModule):
     def documents(self, split: Split = "train") -> Documents:
         """The documents of a split. Raises RuntimeError before `setup`, ValueError if the split has none."""
         if split == "train" and self._streamed:
-            raise ValueError(
+            raise UsageError(
                 "the training documents are streamed, so they are not known ahead: iterate over train_dataloader(), or "
                 "set the source's streaming to false"
             )
@@ -215,7 +216,7 @@ class PackedDataModule(LightningDataModule):
         documents = self._documents[split]
         if documents is None:
             how = f"{split}_source" if self._streamed else f"val_fraction above 0, or {split}_source"
-            raise ValueError(f"there are no {split} documents: set {how}")
+            raise UsageError(f"there are no {split} documents: set {how}")
         return documents
 
     def packs(self, split: Split = "train", strategy: Strategy | None = None) -> Packs:

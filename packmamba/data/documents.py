@@ -15,6 +15,7 @@ from packmamba.data.sources import Source
 from packmamba.data.text.corpus import Corpus, tokenise
 from packmamba.data.text.encode import RowError
 from packmamba.data.text.tokenizers import Tokenizer
+from packmamba.errors import UsageError
 
 Split = Literal["train", "val", "test", "predict"]
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -68,27 +69,27 @@ class DocumentSplits:
         Raises ValueError for a number out of range or an unknown way to treat empty documents.
         """
         if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction must be at least 0 and below 1, got {val_fraction}")
+            raise UsageError(f"val_fraction must be at least 0 and below 1, got {val_fraction}")
         if max_documents is not None and max_documents < 1:
-            raise ValueError(f"max_documents must be at least 1, got {max_documents}")
+            raise UsageError(f"max_documents must be at least 1, got {max_documents}")
         if tokenizer_workers is not None and tokenizer_workers < 0:
-            raise ValueError(f"tokenizer_workers must be at least 0, got {tokenizer_workers}")
+            raise UsageError(f"tokenizer_workers must be at least 0, got {tokenizer_workers}")
         if empty_documents not in get_args(EmptyDocuments):
-            raise ValueError(f"unknown empty_documents {empty_documents!r}; available: skip, error")
+            raise UsageError(f"unknown empty_documents {empty_documents!r}; available: skip, error")
         train = sources["train"]
         if val_fraction and sources["val"] is None and train is not None and train.repeats_documents:
-            raise ValueError(
+            raise UsageError(
                 f"val_fraction {val_fraction} would validate on documents that are trained on, because {train} repeats "
                 "them; set val_source, or val_fraction=0, or stopping_strategy='first_exhausted'"
             )
         for split in SPLITS[1:]:
             if (other := sources[split]) is not None and other.streaming:
-                raise ValueError(
+                raise UsageError(
                     f"{split}_source {other} cannot be streamed, only training documents can; set its streaming to "
                     "false, and max_documents if it is large"
                 )
         if train is not None and train.streaming and sources["val"] is None and val_fraction:
-            raise ValueError(
+            raise UsageError(
                 f"val_fraction {val_fraction} is a part of a stream whose length is not known; set val_source, or "
                 "val_fraction=0 for no validation"
             )
@@ -137,7 +138,7 @@ class DocumentSplits:
                     workers=self.tokenizer_workers,
                 )
             except RowError as error:
-                raise ValueError(f"{source}, {error}") from error
+                raise UsageError(f"{source}, {error}") from error
         return self._corpora[name]
 
     def open(self, split: Split) -> Documents | None:
@@ -167,7 +168,7 @@ class DocumentSplits:
             self._leave_out(silent, f"conversations of {self.sources[name]} have nothing that the assistant says")
             self._not_empty[name] = np.flatnonzero(~(empty | silent))
             if not self._not_empty[name].size:
-                raise ValueError(f"no document of {self.sources[name]} has a token to train on; it needs at least one")
+                raise UsageError(f"no document of {self.sources[name]} has a token to train on; it needs at least one")
         return self._not_empty[name]
 
     def _leave_out(self, left_out: np.ndarray, what: str) -> None:
@@ -176,7 +177,7 @@ class DocumentSplits:
         message = f"{left_out.sum()} of {left_out.size} {what}"
         if self.empty_documents == "error":
             row = int(np.argmax(left_out))
-            raise ValueError(f"{message}, the first is row {row}; drop them, or set empty_documents='skip'")
+            raise UsageError(f"{message}, the first is row {row}; drop them, or set empty_documents='skip'")
         rank_zero_warn(f"{message}; they are skipped")
 
     def _held_out(self, rows: np.ndarray) -> np.ndarray:
@@ -184,7 +185,7 @@ class DocumentSplits:
             return rows[:0]
         count = max(1, round(self.val_fraction * rows.size))
         if count >= rows.size:
-            raise ValueError(
+            raise UsageError(
                 f"val_fraction {self.val_fraction} takes {count} of the {rows.size} documents of "
                 f"{self.sources['train']}, which leaves none to train on; set val_source, or val_fraction=0"
             )

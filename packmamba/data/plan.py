@@ -19,6 +19,7 @@ from typing import Literal, get_args
 import numpy as np
 
 from packmamba.data.packers import Packs
+from packmamba.errors import UsageError
 
 Balance = Literal["tokens", "flops", "none"]
 
@@ -55,11 +56,11 @@ class PlanOptions:
         for name in ("world_size", "accumulation", "max_micro_steps", "attention_window"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise UsageError(f"{name} must be at least 1, got {value}")
         if self.balance not in get_args(Balance):
-            raise ValueError(f"unknown balance {self.balance!r}; available: {', '.join(get_args(Balance))}")
+            raise UsageError(f"unknown balance {self.balance!r}; available: {', '.join(get_args(Balance))}")
         if not 0 <= self.attention_cost < float("inf"):
-            raise ValueError(f"attention_cost must be at least 0 and finite, got {self.attention_cost}")
+            raise UsageError(f"attention_cost must be at least 0 and finite, got {self.attention_cost}")
 
 
 @dataclass(frozen=True, eq=False)

@@ -17,6 +17,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor
 
 from packmamba.config import ModelConfig
+from packmamba.errors import UsageError
 from packmamba.metrics import DocumentLosses, DocumentLossTable, StepMeter, peak_flops, real_flops
 from packmamba.model import HybridLM, check_token_ids, parameter_groups
 from packmamba.packing import PackedBatch, Packing
@@ -143,7 +144,7 @@ class LitHybridLM(LightningModule):
         datamodule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  (set by a connector)
         vocab_size = getattr(datamodule, "vocab_size", None)
         if vocab_size is not None and vocab_size > self.config.vocab_size:
-            raise ValueError(
+            raise UsageError(
                 f"the data's vocabulary has {vocab_size} tokens, but the model's vocab_size is "
                 f"{self.config.vocab_size}; set model.config.vocab_size to {vocab_size} or more"
             )
@@ -184,7 +185,7 @@ class LitHybridLM(LightningModule):
                 batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
                 by_steps.append(math.ceil(batches / self.trainer.accumulate_grad_batches) * max_epochs)
         if not by_steps:
-            raise ValueError(
+            raise UsageError(
                 "the learning-rate schedule needs to know its last step, which max_epochs does not tell of a stream: "
                 "set trainer.max_steps, or model.decay_steps"
             )
@@ -214,7 +215,7 @@ class LitHybridLM(LightningModule):
         # gradient is that of the sum over all its tokens divided by all its targets.
         copies = self.trainer.accumulate_grad_batches * self.trainer.world_size
         if batch.step_targets is None and copies > 1:
-            raise ValueError(
+            raise UsageError(
                 f"batch {batch_idx} does not know step_targets, the targets of its whole optimiser step, which "
                 f"accumulate_grad_batches = {self.trainer.accumulate_grad_batches} on {self.trainer.world_size} "
                 "ranks needs; PackedDataModule fills it in"
@@ -319,14 +320,14 @@ class LitHybridLM(LightningModule):
         """Raises ValueError if the checkpoint's model configuration is another one, naming each field that differs."""
         stored = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("config")
         if stored is None:
-            raise ValueError("the checkpoint holds no model configuration; it was not written by LitHybridLM")
+            raise UsageError("the checkpoint holds no model configuration; it was not written by LitHybridLM")
         check_same_config(stored, self.config)
 
 
 def _check_ranges(*checks: tuple[str, object, bool, str]) -> None:
     for name, value, is_right, accepted in checks:
         if not is_right:
-            raise ValueError(f"{name} must be {accepted}, got {value!r}")
+            raise UsageError(f"{name} must be {accepted}, got {value!r}")
 
 
 def _fp32(value: Tensor | float) -> Tensor | float:

@@ -10,6 +10,7 @@ from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from lightning.pytorch.utilities import rank_zero_info
 
 from packmamba.data.loader import PlannedDataset, Position
+from packmamba.errors import UsageError
 
 
 class TrainingProgress:
@@ -152,24 +153,24 @@ def check_trainer(trainer: Any, world_size: int, *, streamed: bool) -> None:
     """Raises ValueError for options of a Trainer that leave the number of targets of a step unknown."""
     accumulation, limit = trainer.accumulate_grad_batches, trainer.limit_train_batches
     if any(isinstance(callback, GradientAccumulationScheduler) for callback in trainer.callbacks):
-        raise ValueError(
+        raise UsageError(
             "GradientAccumulationScheduler changes how many batches a step has while packs are planned ahead; "
             "set Trainer(accumulate_grad_batches=...) instead"
         )
     if trainer.overfit_batches and (world_size > 1 or streamed):
-        raise ValueError(
+        raise UsageError(
             f"overfit_batches={trainer.overfit_batches} replaces the plan's sampler, which a streamed source and "
             "several ranks need; use one rank and no stream, or limit_train_batches with shuffle=False"
         )
     for name in ("limit_train_batches", "val_check_interval"):
         value = getattr(trainer, name)
         if streamed and isinstance(value, float) and value != 1.0:
-            raise ValueError(
+            raise UsageError(
                 f"{name}={value} is a part of an epoch, and how long an epoch of a streamed source is, is not known; "
                 "set a number of batches, or 1.0"
             )
     if streamed and isinstance(limit, int) and limit % accumulation:
-        raise ValueError(
+        raise UsageError(
             f"limit_train_batches={limit} ends an epoch of a streamed source in the middle of a step of "
             f"accumulate_grad_batches={accumulation}; set a multiple of it, or max_steps instead"
         )
@@ -183,7 +184,7 @@ def require_same(saved: dict[str, Any], current: dict[str, Any]) -> None:
         if saved.get(name) != current.get(name)
     ]
     if changed:
-        raise ValueError(
+        raise UsageError(
             f"cannot resume where the checkpoint stopped, because the data would come in another order: "
             f"{'; '.join(changed)}. Restore them, or start a new run from the checkpoint's weights"
         )

@@ -34,6 +34,7 @@ from packmamba.data.sources import Source
 from packmamba.data.text.corpus import Corpus, tokenise
 from packmamba.data.text.encode import RowError
 from packmamba.data.text.tokenizers import Tokenizer
+from packmamba.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ class SectionWriter:
                 try:
                     corpus = tokenise(dataset, self._tokenizer, temporary, chat_template=self._chat_template)
                 except RowError as error:
-                    raise ValueError(f"{self._source}, counted from row {first_row}: {error}") from error
+                    raise UsageError(f"{self._source}, counted from row {first_row}: {error}") from error
                 documents = Documents(corpus, self._not_empty(corpus, first_row))
                 if documents.rows.size:
                     packs = self._pack(documents, (epoch, index))
@@ -236,7 +237,7 @@ class SectionWriter:
             why = "has nothing that the assistant says" if corpus.silent[first] else "is empty after tokenisation"
             message = f"row {first_row + first} of {self._source} {why}"
             if self._empty_documents == "error":
-                raise ValueError(f"{message}; drop such rows, or set empty_documents='skip'")
+                raise UsageError(f"{message}; drop such rows, or set empty_documents='skip'")
             if not self._warned:
                 rank_zero_warn(f"{message}, and maybe others; they are skipped")
             self._warned = True

@@ -10,6 +10,7 @@ from packmamba.data.loader import Key, PlannedDataset, Position
 from packmamba.data.packers import Packs
 from packmamba.data.plan import PlanOptions, micro_steps_left, packs_after
 from packmamba.data.resume.sections import Section, Sections
+from packmamba.errors import UsageError
 
 
 class StreamedDataset(PlannedDataset):
@@ -65,7 +66,7 @@ class StreamedDataset(PlannedDataset):
         if begun == Position(begun.epoch) and not any(
             packs for (epoch, _), (packs, _) in self._known.items() if epoch == begun.epoch
         ):
-            raise ValueError("the streamed source has no document with a token; there has to be at least one")
+            raise UsageError("the streamed source has no document with a token; there has to be at least one")
 
     def _delete_finished(self) -> None:
         """Deletes the sections that nobody needs: all but the latest, once no batch of them can be on its way."""
