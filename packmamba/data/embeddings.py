@@ -53,9 +53,3 @@ def ngram_embeddings_of(documents: Documents, vocab_size: int, cache_dir: Path) 
             with temporary.open("wb") as opened:
                 np.save(opened, embeddings)
     return np.load(file, mmap_mode="r")
-
-
-def file_digest(file: str) -> str:
-    """A hash of a file's bytes. Raises FileNotFoundError."""
-    with Path(file).expanduser().open("rb") as opened:
-        return hashlib.file_digest(opened, "blake2b").hexdigest()[:32]
