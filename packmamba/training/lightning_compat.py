@@ -93,7 +93,8 @@ def datamodule_of(trainer: Any) -> Any:
 
 
 def logs_this_step(trainer: Any) -> bool:
-    """Whether the Trainer writes a row of the log after the optimiser step that has just been taken."""
+    """Whether the Trainer writes a row of the log for the optimiser step at hand. Lightning and its callbacks keep
+    `should_stop`, which asks for a last row, the same on all ranks."""
     return trainer._logger_connector.should_update_logs or bool(trainer.fast_dev_run)
 
 
@@ -142,19 +143,18 @@ def clip_gradients(
     """
     plugin = module.trainer.precision_plugin
     parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
-    by_norm = bool(clip_val) and (algorithm or "norm") == "norm"
     usual = type(plugin).clip_grad_by_norm is Precision.clip_grad_by_norm and (
         type(plugin).clip_gradients in (Precision.clip_gradients, MixedPrecision.clip_gradients)
     )
-    if by_norm and usual:
-        assert clip_val is not None
-        return torch.nn.utils.clip_grad_norm_(parameters, clip_val)
+    limit = max(0.0, clip_val or 0.0) if usual else 0.0
+    if limit and (algorithm or "norm") == "norm":
+        return torch.nn.utils.clip_grad_norm_(parameters, limit)
     norm = None
     if norm_wanted:
         norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-    if clip_val and usual:
-        plugin.clip_grad_by_value(optimizer, clip_val)
-    else:
+    if limit:
+        plugin.clip_grad_by_value(optimizer, limit)
+    elif not usual:
         module.clip_gradients(optimizer, clip_val, algorithm)
     return norm
 
