@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import logging
-import warnings
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +16,9 @@ from packmamba.config import ModelConfig
 from packmamba.data import PackedDataModule
 from packmamba.model import attention_costs
 from packmamba.training.callbacks import BestCheckpoint, LastCheckpoint, PackedProgressBar, PredictionWriter
+from packmamba.training.lightning_compat import quiet_commands
 from packmamba.training.lit import LitHybridLM
+from packmamba.visible_pairs import AttentionCost
 
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
@@ -68,8 +68,7 @@ class PackmambaCLI(LightningCLI):
         )
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
-        parser.link_arguments("model.config", "data.attention_cost", compute_fn=_attention_cost)
-        parser.link_arguments("model.config.attention.sliding_window", "data.attention_window")
+        parser.link_arguments("model.config", "data.attention_costs", compute_fn=_attention_costs)
 
     def before_instantiate_classes(self) -> None:
         trainer = self._get(self.config, "trainer")
@@ -113,9 +112,8 @@ class PackmambaCLI(LightningCLI):
             print(f"log: {folder}")
 
 
-def _attention_cost(config: Any) -> float:
-    costs = attention_costs(ModelConfig.from_dict(config.as_dict()) if isinstance(config, Namespace) else config)
-    return sum(cost.cost for cost in costs)
+def _attention_costs(config: Any) -> list[AttentionCost]:
+    return list(attention_costs(ModelConfig.from_dict(config.as_dict()) if isinstance(config, Namespace) else config))
 
 
 def main(argv: list[str]) -> int:
@@ -132,11 +130,7 @@ def run(argv: list[str]) -> PackmambaCLI:
     Raises ValueError for options and configuration files that cannot be understood.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    # Lightning advertises another logger at every start.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
-    warnings.filterwarnings("ignore", message=".*LeafSpec", module="lightning")  # its own use of torch
-    if argv[0] != "fit":
-        warnings.filterwarnings("ignore", message="The dirpath has changed")  # nothing is saved
+    quiet_commands(saves=argv[0] == "fit")
     argv = rename_arguments(argv)
     try:
         return PackmambaCLI(argv)

@@ -19,6 +19,7 @@ from packmamba.data.packers import STRATEGIES, Packs, check_options, pack
 from packmamba.data.plan import Balance, PlanOptions
 from packmamba.data.statistics import PackingReport, describe_lengths, report_packs
 from packmamba.plots import import_pyplot, plot_packing
+from packmamba.visible_pairs import AttentionCost
 
 if TYPE_CHECKING:
     from jsonargparse import ArgumentParser, Namespace
@@ -158,22 +159,25 @@ def _from_lengths(options: argparse.Namespace) -> _Subject:
         name=name,
         lengths=lengths,
         capacity=capacity,
-        plan=_plan(options, options.seed, _or(options.balance, "tokens"), _or(options.attention_cost, 0.0)),
+        plan=_plan(options, options.seed, _or(options.balance, "tokens"), ()),
         strategies=strategies,
         pack=lambda strategy: pack(lengths, capacity, strategy, seed=options.seed, buffer=buffer),
     )
 
 
 def _plan(
-    options: argparse.Namespace, seed: int | None, balance: Balance, cost: float, window: int | None = None
+    options: argparse.Namespace, seed: int | None, balance: Balance, costs: tuple[AttentionCost, ...]
 ) -> PlanOptions:
+    """costs: the model's, which --attention_cost replaces; the window stays, where there is only one."""
+    if options.attention_cost is not None:
+        window = costs[0].window if len(costs) == 1 else None
+        costs = (AttentionCost(cost=options.attention_cost, window=window),)
     return PlanOptions(
         seed=seed,
         world_size=options.world_size,
         accumulation=options.accumulation,
         balance=balance,
-        attention_cost=cost,
-        attention_window=window,
+        attention_costs=costs,
     )
 
 
@@ -181,15 +185,16 @@ def _from_text(options: argparse.Namespace, rest: Sequence[str]) -> _Subject:
     if options.documents is not None:
         raise ValueError("--documents goes with --distribution; for fewer documents there is --data.max_documents")
     parser, values = _parse_configuration(rest)
-    cost, window = _attention(values)
+    costs = _attention_costs(values)
     module: PackedDataModule = parser.instantiate(values).data
-    capacity, buffer = _or(options.capacity, module.capacity), _or(options.buffer, module.buffer)
-    seed = _or(options.seed, module.seed if module.shuffle and options.split == "train" else None)
-    whole = module.long_documents == "error"
+    packs, order, long_documents = module.options.packs, module.options.order, module.options.handling.long_documents
+    capacity, buffer = _or(options.capacity, packs.capacity), _or(options.buffer, packs.buffer)
+    seed = _or(options.seed, order.shuffle_seed if options.split == "train" else None)
+    whole = long_documents == "error"
     strategies = _or(options.strategies, [name for name in STRATEGIES if not (whole and name == "wrapped")])
     for strategy in strategies:
-        check_options(strategy, capacity, buffer, module.long_documents)
-    plan = _plan(options, seed, _or(options.balance, module.balance), _or(options.attention_cost, cost), window)
+        check_options(strategy, capacity, buffer, long_documents)
+    plan = _plan(options, seed, _or(options.balance, order.balance), costs)
     module.setup({"train": "fit", "val": "validate"}.get(options.split, options.split))
     documents = module.documents(options.split)
     if options.strategies is None and documents.rows.size > MOST_EMBEDDED:
@@ -203,13 +208,13 @@ def _from_text(options: argparse.Namespace, rest: Sequence[str]) -> _Subject:
             strategy,
             seed=seed,
             buffer=buffer,
-            long_documents=module.long_documents,
+            long_documents=long_documents,
             embeddings=embeddings,
-            filtering=module.threshold_filtering,
+            filtering=packs.threshold_filtering,
         )
 
     return _Subject(
-        name=f"{module.splits.sources[module.splits.source_of(options.split)]}, {options.split}",
+        name=f"{module.splits.source(options.split)}, {options.split}",
         lengths=documents.lengths,
         capacity=capacity,
         plan=plan,
@@ -231,16 +236,15 @@ def _parse_configuration(arguments: Sequence[str]) -> tuple[ArgumentParser, Name
         raise ValueError(explain(str(error))) from error
 
 
-def _attention(values: Namespace) -> tuple[float, int | None]:
-    """attention_cost and attention_window of the configuration's model, or of its data where it has no model."""
+def _attention_costs(values: Namespace) -> tuple[AttentionCost, ...]:
+    """The attention costs of the configuration's model, or of its data where it has no model."""
     from packmamba.config import ModelConfig
     from packmamba.model import attention_costs
 
     config = values.model.get("config") if isinstance(values.model, dict) else None
     if config is None:
-        return values.data.attention_cost, values.data.attention_window
-    model = ModelConfig.from_dict(config)
-    return sum(cost.cost for cost in attention_costs(model)), model.attention.sliding_window
+        return tuple(AttentionCost(**vars(cost)) for cost in values.data.attention_costs)
+    return attention_costs(ModelConfig.from_dict(config))
 
 
 def _print_lengths(console: Console, subject: _Subject) -> None:
@@ -279,7 +283,7 @@ def _print_reports(console: Console, subject: _Subject, reports: Sequence[Packin
     ]
     _print_table(console, header, rows)
     plan = subject.plan
-    cost = "FLOPs" if plan.attention_cost else "tokens"
+    cost = "FLOPs" if plan.attention_costs else "tokens"
     console.print(
         "\n[dim]full: tokens ÷ capacity of all packs. padding: filler where packs are filled up (padded: where rows "
         "are, to the longest of their batch). split: documents that are cut. uneven: by how much at most a rank's "

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
-from typing import Literal, get_args
 
 import numpy as np
 from lightning.pytorch.utilities import rank_zero_warn
 
+from packmamba.data.options import DataOptions, EmptyDocuments, Split
 from packmamba.data.packers import Packs
 from packmamba.data.sources import Source
 from packmamba.data.text.corpus import Corpus, tokenise
 from packmamba.data.text.encode import RowError
-from packmamba.data.text.tokenizers import Tokenizer
-
-Split = Literal["train", "val", "test", "predict"]
-SPLITS: tuple[Split, ...] = get_args(Split)
-
-EmptyDocuments = Literal["skip", "error"]
+from packmamba.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -43,6 +38,45 @@ class Documents:
         return self.corpus.lengths[self.rows]
 
 
+def rows_to_train_on(
+    lengths: np.ndarray,
+    silent: np.ndarray,
+    source: Source,
+    policy: EmptyDocuments,
+    *,
+    warn: Callable[[str], object],
+    first_row: int | None = None,
+) -> np.ndarray:
+    """int64: the rows of a corpus that have something to predict: neither empty after tokenisation, nor conversations
+    in which the assistant says nothing. The one place that decides what becomes of the others.
+
+    lengths, silent: (documents,), see `Corpus`. policy: `skip` calls `warn` with a message, `error` raises UsageError.
+    first_row: where in a stream the corpus begins. How many rows follow is not known there, so the message names the
+    first one that is left out; for a source that is read whole (None), it says how many are.
+    """
+    for left_out, one, many in (
+        (lengths == 0, "is empty after tokenisation", "documents of {} are empty after tokenisation"),
+        (
+            silent,
+            "has nothing that the assistant says",
+            "conversations of {} have nothing that the assistant says",
+        ),
+    ):
+        if not left_out.any():
+            continue
+        row = int(np.argmax(left_out))
+        if first_row is None:
+            message = f"{left_out.sum()} of {left_out.size} {many.format(source)}"
+            which, others = f", the first is row {row}; drop them", ""
+        else:
+            message = f"row {first_row + row} of {source} {one}"
+            which, others = "; drop such rows", ", and maybe others"
+        if policy == "error":
+            raise UsageError(f"{message}{which}, or set empty_documents='skip'")
+        warn(f"{message}{others}; they are skipped")
+    return np.flatnonzero((lengths > 0) & ~silent)
+
+
 class DocumentSplits:
     """Opens the documents of a split, from the cache where they have been tokenised before.
 
@@ -50,69 +84,21 @@ class DocumentSplits:
     training source's documents, which training then leaves out.
     """
 
-    def __init__(
-        self,
-        sources: dict[Split, Source | None],
-        tokenizer: Tokenizer,
-        *,
-        val_fraction: float,
-        seed: int,
-        max_documents: int | None,
-        empty_documents: EmptyDocuments,
-        chat_template: str | None,
-        tokenizer_workers: int | None,
-        cache_dir: Path,
-    ) -> None:
-        """Arguments: see `PackedDataModule`. sources: one for each split; that of training is never None.
-
-        Raises ValueError for a number out of range or an unknown way to treat empty documents.
-        """
-        if not 0 <= val_fraction < 1:
-            raise ValueError(f"val_fraction must be at least 0 and below 1, got {val_fraction}")
-        if max_documents is not None and max_documents < 1:
-            raise ValueError(f"max_documents must be at least 1, got {max_documents}")
-        if tokenizer_workers is not None and tokenizer_workers < 0:
-            raise ValueError(f"tokenizer_workers must be at least 0, got {tokenizer_workers}")
-        if empty_documents not in get_args(EmptyDocuments):
-            raise ValueError(f"unknown empty_documents {empty_documents!r}; available: skip, error")
-        train = sources["train"]
-        if val_fraction and sources["val"] is None and train is not None and train.repeats_documents:
-            raise ValueError(
-                f"val_fraction {val_fraction} would validate on documents that are trained on, because {train} repeats "
-                "them; set val_source, or val_fraction=0, or stopping_strategy='first_exhausted'"
-            )
-        for split in SPLITS[1:]:
-            if (other := sources[split]) is not None and other.streaming:
-                raise ValueError(
-                    f"{split}_source {other} cannot be streamed, only training documents can; set its streaming to "
-                    "false, and max_documents if it is large"
-                )
-        if train is not None and train.streaming and sources["val"] is None and val_fraction:
-            raise ValueError(
-                f"val_fraction {val_fraction} is a part of a stream whose length is not known; set val_source, or "
-                "val_fraction=0 for no validation"
-            )
-        self.sources = sources
-        self.tokenizer = tokenizer
-        self.val_fraction = val_fraction
-        self.seed = seed
-        self.max_documents = max_documents
-        self.empty_documents: EmptyDocuments = empty_documents
-        self.chat_template = chat_template
-        self.tokenizer_workers = tokenizer_workers
-        self.cache_dir = cache_dir
+    def __init__(self, options: DataOptions) -> None:
+        self.options = options
         self._corpora: dict[Split, Corpus] = {}
-        self._not_empty: dict[Split, np.ndarray] = {}
+        self._kept: dict[Split, np.ndarray] = {}
 
     def source_of(self, split: Split) -> Split:
         """The split whose source a split's documents come from."""
-        if self.sources[split] is not None:
+        sources = self.options.sources
+        if sources.own(split) is not None:
             return split
-        return "train" if self.sources["val"] is None or split == "train" else "val"
+        return "train" if sources.val is None or split == "train" else "val"
 
     def source(self, split: Split) -> Source:
         """The source that a split's documents come from."""
-        source = self.sources[self.source_of(split)]
+        source = self.options.sources.own(self.source_of(split))
         assert source is not None
         return source
 
@@ -124,34 +110,34 @@ class DocumentSplits:
         """Every document of the source of a split, tokenised."""
         name = self.source_of(split)
         if name not in self._corpora:
-            source = self.source(split)
-            dataset = source.load(self.cache_dir)
-            if self.max_documents is not None and len(dataset) > self.max_documents:
-                dataset = dataset.select(range(self.max_documents))
+            source, handling = self.source(split), self.options.handling
+            dataset, most = source.load(handling.cache_dir), self.options.documents.max_documents
+            if most is not None and len(dataset) > most:
+                dataset = dataset.select(range(most))
             try:
                 self._corpora[name] = tokenise(
                     dataset,
-                    self.tokenizer,
-                    self.cache_dir,
-                    chat_template=self.chat_template,
-                    workers=self.tokenizer_workers,
+                    self.options.documents.tokenizer,
+                    handling.cache_dir,
+                    chat_template=self.options.sources.chat_template,
+                    workers=handling.tokenizer_workers,
                 )
             except RowError as error:
-                raise ValueError(f"{source}, {error}") from error
+                raise UsageError(f"{source}, {error}") from error
         return self._corpora[name]
 
     def open(self, split: Split) -> Documents | None:
         """The documents of a split; None if it has none, because `val_fraction` is 0 and no source was given, or if its
         source is streamed.
 
-        Raises ValueError for an empty document where that is an error (named with its row), or if validation would
-        leave no document to train on.
+        Raises UsageError as `rows_to_train_on` does, for a source without any document to train on, or if validation
+        would leave none.
         """
         if self.is_streamed(split):
             return None
         corpus = self.corpus(split)
         rows = self._rows(self.source_of(split))
-        if self.source_of(split) != "train" or (split == "train" and self.sources["val"] is not None):
+        if self.source_of(split) != "train" or (split == "train" and self.options.sources.val is not None):
             return Documents(corpus, rows)
         held_out = self._held_out(rows)
         if split == "train":
@@ -159,33 +145,24 @@ class DocumentSplits:
         return Documents(corpus, held_out) if held_out.size else None
 
     def _rows(self, name: Split) -> np.ndarray:
-        """The documents of a source that can be trained on; says once how many cannot."""
-        if name not in self._not_empty:
-            corpus = self.corpus(name)
-            empty, silent = corpus.lengths == 0, corpus.silent
-            self._leave_out(empty, f"documents of {self.sources[name]} are empty after tokenisation")
-            self._leave_out(silent, f"conversations of {self.sources[name]} have nothing that the assistant says")
-            self._not_empty[name] = np.flatnonzero(~(empty | silent))
-            if not self._not_empty[name].size:
-                raise ValueError(f"no document of {self.sources[name]} has a token to train on; it needs at least one")
-        return self._not_empty[name]
-
-    def _leave_out(self, left_out: np.ndarray, what: str) -> None:
-        if not left_out.any():
-            return
-        message = f"{left_out.sum()} of {left_out.size} {what}"
-        if self.empty_documents == "error":
-            row = int(np.argmax(left_out))
-            raise ValueError(f"{message}, the first is row {row}; drop them, or set empty_documents='skip'")
-        rank_zero_warn(f"{message}; they are skipped")
+        """The rows of a source that can be trained on; says once how many cannot."""
+        if name not in self._kept:
+            corpus, source = self.corpus(name), self.source(name)
+            policy = self.options.handling.empty_documents
+            self._kept[name] = rows_to_train_on(corpus.lengths, corpus.silent, source, policy, warn=rank_zero_warn)
+            if not self._kept[name].size:
+                raise UsageError(f"no document of {source} has a token to train on; it needs at least one")
+        return self._kept[name]
 
     def _held_out(self, rows: np.ndarray) -> np.ndarray:
-        if self.val_fraction == 0:
+        fraction = self.options.documents.val_fraction
+        if not fraction:
             return rows[:0]
-        count = max(1, round(self.val_fraction * rows.size))
+        count = max(1, round(fraction * rows.size))
         if count >= rows.size:
-            raise ValueError(
-                f"val_fraction {self.val_fraction} takes {count} of the {rows.size} documents of "
-                f"{self.sources['train']}, which leaves none to train on; set val_source, or val_fraction=0"
+            raise UsageError(
+                f"val_fraction {fraction} takes {count} of the {rows.size} documents of {self.options.sources.train}, "
+                "which leaves none to train on; set val_source, or val_fraction=0"
             )
-        return np.sort(np.random.default_rng((self.seed, rows.size)).choice(rows, count, replace=False))
+        generator = np.random.default_rng((self.options.order.seed, rows.size))
+        return np.sort(generator.choice(rows, count, replace=False))

@@ -10,6 +10,7 @@ import numpy as np
 from packmamba.data.cache import key_of, progress_bar, write_atomically
 from packmamba.data.documents import Documents
 from packmamba.data.packers import ngram_embeddings
+from packmamba.errors import MissingFileError, UsageError
 
 _FORMAT = 1
 """Changes when `ngram_embeddings` does, so that old caches are not read."""
@@ -24,13 +25,13 @@ def read_embeddings(file: str, documents: Documents) -> np.ndarray:
     """
     path = Path(file).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"there is no file of embeddings {file!r}")
+        raise MissingFileError(f"there is no file of embeddings {file!r}")
     try:
         embeddings = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, EOFError) as error:
-        raise ValueError(f"cannot read embeddings from {file!r}, which has to be a .npy file: {error}") from error
+        raise UsageError(f"cannot read embeddings from {file!r}, which has to be a .npy file: {error}") from error
     if not isinstance(embeddings, np.ndarray) or embeddings.ndim != 2 or len(embeddings) != len(documents.corpus):
-        raise ValueError(
+        raise UsageError(
             f"embeddings {file!r} need one row for each of the {len(documents.corpus)} documents of the source, empty "
             f"ones too; found {'several arrays' if not isinstance(embeddings, np.ndarray) else embeddings.shape}"
         )
@@ -52,9 +53,3 @@ def ngram_embeddings_of(documents: Documents, vocab_size: int, cache_dir: Path) 
             with temporary.open("wb") as opened:
                 np.save(opened, embeddings)
     return np.load(file, mmap_mode="r")
-
-
-def file_digest(file: str) -> str:
-    """A hash of a file's bytes. Raises FileNotFoundError."""
-    with Path(file).expanduser().open("rb") as opened:
-        return hashlib.file_digest(opened, "blake2b").hexdigest()[:32]

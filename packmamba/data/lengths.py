@@ -9,6 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
+from packmamba.errors import MissingFileError, UsageError
+
 SHORTEST, LONGEST = 57, 2048
 """Range of the log-normal and the uniform lengths, in tokens."""
 
@@ -73,17 +75,17 @@ def sample_lengths(
     size is given, and for `giant` by `num_documents`.
     """
     if name not in DISTRIBUTIONS:
-        raise ValueError(f"unknown length distribution {name!r}; available: {', '.join(DISTRIBUTIONS)}")
+        raise UsageError(f"unknown length distribution {name!r}; available: {', '.join(DISTRIBUTIONS)}")
     if (num_tokens is None) == (num_documents is None):
-        raise ValueError(
+        raise UsageError(
             f"give either num_tokens or num_documents, got num_tokens={num_tokens} and num_documents={num_documents}"
         )
     for label, size in (("num_tokens", num_tokens), ("num_documents", num_documents)):
         if size is not None and size < 1:
-            raise ValueError(f"{label} must be at least 1, got {size}")
+            raise UsageError(f"{label} must be at least 1, got {size}")
     if name == "giant":
         if num_tokens is None:
-            raise ValueError(f"'giant' is one document: give num_tokens, not num_documents={num_documents}")
+            raise UsageError(f"'giant' is one document: give num_tokens, not num_documents={num_documents}")
         return np.array([num_tokens], dtype=np.int64)
     generator = np.random.default_rng(seed)
     if num_documents is not None:
@@ -108,17 +110,17 @@ def read_histogram(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     """
     path = Path(path).expanduser()
     if not path.is_file():
-        raise FileNotFoundError(f"there is no histogram file {str(path)!r}")
+        raise MissingFileError(f"there is no histogram file {str(path)!r}")
     if path.suffix not in (".json", ".csv"):
-        raise ValueError(f"a histogram is a .json or a .csv file of lengths and counts, got {str(path)!r}")
+        raise UsageError(f"a histogram is a .json or a .csv file of lengths and counts, got {str(path)!r}")
     counts: dict[int, int] = {}
     for number, entry in enumerate(_json_entries(path) if path.suffix == ".json" else _csv_entries(path), start=1):
         length, count = _whole_numbers(entry, f"{path}, entry {number}")
         if length in counts:
-            raise ValueError(f"{path}, entry {number}: the length {length} occurs a second time")
+            raise UsageError(f"{path}, entry {number}: the length {length} occurs a second time")
         counts[length] = count
     if not any(counts.values()):
-        raise ValueError(f"the histogram {path} counts no document; it needs at least one")
+        raise UsageError(f"the histogram {path} counts no document; it needs at least one")
     lengths = np.array(sorted(counts), dtype=np.int64)
     return lengths, np.array([counts[length] for length in lengths.tolist()], dtype=np.int64)
 
@@ -127,9 +129,9 @@ def _json_entries(path: Path) -> Iterable[object]:
     try:
         content = json.loads(path.read_text())
     except ValueError as error:
-        raise ValueError(f"{path} is not JSON: {error}") from error
+        raise UsageError(f"{path} is not JSON: {error}") from error
     if not isinstance(content, dict | list):
-        raise ValueError(f'{path} must hold {{"length": count, ...}} or [[length, count], ...], got {content!r}')
+        raise UsageError(f'{path} must hold {{"length": count, ...}} or [[length, count], ...], got {content!r}')
     return content.items() if isinstance(content, dict) else content
 
 
@@ -147,9 +149,9 @@ def _whole_numbers(entry: object, origin: str) -> tuple[int, int]:
             raise ValueError
         length, count = map(int, entry)
     except (ValueError, TypeError) as error:
-        raise ValueError(f"{origin}: expected a length and a count, two whole numbers, got {entry!r}") from error
+        raise UsageError(f"{origin}: expected a length and a count, two whole numbers, got {entry!r}") from error
     if length < 1 or count < 0:
-        raise ValueError(f"{origin}: a length is at least 1 and a count at least 0, got {length} and {count}")
+        raise UsageError(f"{origin}: a length is at least 1 and a count at least 0, got {length} and {count}")
     return length, count
 
 
@@ -159,7 +161,7 @@ def sample_histogram(path: str | Path, *, num_documents: int, seed: int = 0) -> 
     path: see `read_histogram`, which says what is raised. num_documents: at least 1, else ValueError.
     """
     if num_documents < 1:
-        raise ValueError(f"num_documents must be at least 1, got {num_documents}")
+        raise UsageError(f"num_documents must be at least 1, got {num_documents}")
     lengths, counts = read_histogram(path)
     return np.random.default_rng(seed).choice(lengths, num_documents, p=counts / counts.sum())
 
@@ -170,16 +172,16 @@ def read_lengths(file: Path) -> np.ndarray:
     Raises FileNotFoundError, or ValueError for another kind of file, or one that does not hold integers from 1 up.
     """
     if not file.is_file():
-        raise FileNotFoundError(f"there is no file of lengths {str(file)!r}")
+        raise MissingFileError(f"there is no file of lengths {str(file)!r}")
     if file.suffix not in (".npy", ".json"):
-        raise ValueError(f"lengths come as an array in a .npy file or a list in a .json file, got {str(file)!r}")
+        raise UsageError(f"lengths come as an array in a .npy file or a list in a .json file, got {str(file)!r}")
     try:
         lengths = np.load(file, allow_pickle=False) if file.suffix == ".npy" else np.array(json.loads(file.read_text()))
     except (ValueError, EOFError) as error:
-        raise ValueError(f"cannot read lengths from {str(file)!r}: {error}") from error
+        raise UsageError(f"cannot read lengths from {str(file)!r}: {error}") from error
     if not isinstance(lengths, np.ndarray) or lengths.ndim != 1 or not lengths.size or lengths.dtype.kind not in "iu":
-        raise ValueError(f"{str(file)!r} has to hold a list of integers, at least one, and nothing else")
+        raise UsageError(f"{str(file)!r} has to hold a list of integers, at least one, and nothing else")
     if lengths.min() < 1:
         index = int(np.argmin(lengths))
-        raise ValueError(f"{str(file)!r}: document {index} has length {lengths[index]}; the least is 1 token")
+        raise UsageError(f"{str(file)!r}: document {index} has length {lengths[index]}; the least is 1 token")
     return lengths.astype(np.int64)

@@ -7,9 +7,9 @@ numbers to start from.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
@@ -26,24 +26,8 @@ from packmamba.data.plan import (
     packs_after,
     plan_epoch,
 )
+from packmamba.data.position import Key, Position
 from packmamba.packing import PackedBatch
-
-
-class Position(NamedTuple):
-    """Where training stands, the same on every rank: all packs before it are trained on, and none behind it."""
-
-    epoch: int = 0
-    section: int = 0
-    """Of a streamed source; any other has one."""
-    packs: int = 0
-    """How many packs of the section's order are done, by whole optimiser steps."""
-
-
-class Key(NamedTuple):
-    """A batch of each rank: the one so many micro-steps after a position."""
-
-    position: Position
-    micro_step: int
 
 
 class PlannedDataset(Dataset[PackedBatch], ABC):
@@ -193,37 +177,27 @@ class PackedDataset(PlannedDataset):
 
 
 class PlanSampler(DistributedSampler):
-    """The keys of an epoch, from a position on.
+    """The keys of an epoch, from the position on that `start` returns: here, the beginning of the first epoch.
 
-    A `DistributedSampler`, for that is what Lightning leaves alone, whether or not `use_distributed_sampler` is set:
-    the plan has dealt the packs to the ranks already.
+    A `DistributedSampler`, because Lightning leaves those alone, whether or not `use_distributed_sampler` is set: the
+    plan has dealt the packs to the ranks already.
     """
 
-    def __init__(
-        self,
-        dataset: PlannedDataset,
-        position: Callable[[], Position],
-        set_epoch: Callable[[int], None] | None = None,
-    ) -> None:
-        """position: called whenever an iteration begins; says where. set_epoch: called with what `set_epoch` is called
-        with."""
+    def __init__(self, dataset: PlannedDataset) -> None:
         # A DistributedSampler asks for a length, which a stream has not; this one has no use for it.
         super().__init__(range(0), num_replicas=dataset.options.world_size, rank=dataset.rank, shuffle=False)  # pyright: ignore[reportArgumentType]
-        self._planned = dataset
-        self._position = position
-        self._set_epoch = set_epoch
+        self.planned = dataset
 
-    def set_epoch(self, epoch: int) -> None:
-        super().set_epoch(epoch)
-        if self._set_epoch is not None:
-            self._set_epoch(epoch)
+    def start(self) -> Position:
+        """Where an iteration that begins now starts."""
+        return Position()
 
     def __iter__(self) -> Iterator[Key]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return self._planned.keys(self._position())
+        return self.planned.keys(self.start())
 
     def __len__(self) -> int:
         """The dataset's `length`. Raises TypeError where it is not known ahead, as Lightning expects it."""
-        length = self._planned.length()
+        length = self.planned.length()
         if length is None:
             raise TypeError("how many batches a stream has is not known ahead")
         return length
@@ -238,3 +212,16 @@ class PackLoader(DataLoader[PackedBatch]):
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         pass
+
+
+def pack_loader(sampler: PlanSampler, *, num_workers: int, pin_memory: bool) -> PackLoader:
+    """The batches of a sampler's keys, prepared by so many processes (0: this one)."""
+    # Not a constructor: Lightning makes a loader again from the arguments of DataLoader.
+    return PackLoader(
+        sampler.planned,
+        batch_size=None,
+        sampler=sampler,
+        num_workers=num_workers,
+        persistent_workers=num_workers > 0,
+        pin_memory=pin_memory,
+    )

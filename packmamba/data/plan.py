@@ -19,6 +19,8 @@ from typing import Literal, get_args
 import numpy as np
 
 from packmamba.data.packers import Packs
+from packmamba.errors import UsageError, UsageTypeError
+from packmamba.visible_pairs import AttentionCost, visible_pairs
 
 Balance = Literal["tokens", "flops", "none"]
 
@@ -30,7 +32,7 @@ NO_PACK = -1
 class PlanOptions:
     """What an epoch's plan depends on, beside the packs and the epoch's number.
 
-    Raises ValueError for a count below 1, a negative cost or an unknown balance.
+    Raises UsageError for a count below 1 or an unknown balance, UsageTypeError for attention costs of another type.
     """
 
     seed: int | None = None
@@ -46,20 +48,19 @@ class PlanOptions:
     balance: Balance = "tokens"
     """What ranks get even shares of within an optimiser step: `tokens`, `flops` (see `pack_costs`), or `none`: packs
     as they come."""
-    attention_cost: float = 0.0
-    """FLOPs of one (query, key) pair of attention ÷ FLOPs of one token everywhere else; only `flops` looks at it."""
-    attention_window: int | None = None
-    """Tokens of its document, itself included, that a token's attention sees; None: all before it."""
+    attention_costs: tuple[AttentionCost, ...] = ()
+    """What attention costs, an entry for each window; only `flops` looks at it."""
 
     def __post_init__(self) -> None:
-        for name in ("world_size", "accumulation", "max_micro_steps", "attention_window"):
+        for name in ("world_size", "accumulation", "max_micro_steps"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"{name} must be at least 1, got {value}")
+                raise UsageError(f"{name} must be at least 1, got {value}")
         if self.balance not in get_args(Balance):
-            raise ValueError(f"unknown balance {self.balance!r}; available: {', '.join(get_args(Balance))}")
-        if not 0 <= self.attention_cost < float("inf"):
-            raise ValueError(f"attention_cost must be at least 0 and finite, got {self.attention_cost}")
+            raise UsageError(f"unknown balance {self.balance!r}; available: {', '.join(get_args(Balance))}")
+        for cost in self.attention_costs:
+            if not isinstance(cost, AttentionCost):
+                raise UsageTypeError(f"attention_costs must hold values of type AttentionCost, got {cost!r}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,15 +137,15 @@ def plan_epoch(packs: Packs, epoch: int | tuple[int, ...], options: PlanOptions,
 
 
 def pack_costs(packs: Packs, options: PlanOptions) -> np.ndarray:
-    """What training on each pack costs, (packs,), in tokens: its tokens, and where `balance` is `flops` also
-    attention_cost · (query, key) pairs, which grow with the square of a document's length. Filler of padded rows is
-    counted."""
-    if options.balance != "flops" or options.attention_cost == 0:
-        return packs.size
-    lengths = packs.pieces.length if packs.row_lengths is None else np.repeat(packs.row_lengths, packs.num_pieces)
-    window = lengths if options.attention_window is None else np.minimum(lengths, options.attention_window)
-    pairs = window * (window + 1) // 2 + (lengths - window) * window
-    return packs.size + options.attention_cost * np.add.reduceat(pairs, packs.offsets[:-1])
+    """The cost of training on each pack, (packs,), in tokens: its tokens, and where `balance` is `flops` also the
+    (query, key) pairs that each kind of attention sees, times the cost of a pair. Filler of padded rows is counted."""
+    costs = packs.size
+    if options.balance == "flops":
+        lengths = packs.pieces.length if packs.row_lengths is None else np.repeat(packs.row_lengths, packs.num_pieces)
+        for attention in options.attention_costs:
+            pairs = np.add.reduceat(visible_pairs(lengths, attention.window), packs.offsets[:-1])
+            costs = costs + attention.cost * pairs
+    return costs
 
 
 def imbalance(plan: EpochPlan, costs: np.ndarray, accumulation: int) -> tuple[np.ndarray, np.ndarray]:

@@ -51,7 +51,7 @@ class PackingReport:
 def report_packs(make: Callable[[], Packs], options: PlanOptions) -> PackingReport:
     """Times `make` and describes its packs.
 
-    Imbalance is one of FLOPs where `options.attention_cost` is known, else of tokens, by whatever the plan balances.
+    Imbalance is one of FLOPs where `options.attention_costs` are known, else of tokens, whichever the plan balances.
     Steps in which a rank has no pack, at the end of the epoch, count only where there are no others.
     """
     started = time.perf_counter()

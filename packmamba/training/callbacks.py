@@ -1,4 +1,4 @@
-"""What runs beside the model during training: the progress bar, the last checkpoint, the predictions' file."""
+"""Callbacks: the progress bar, the best and the last checkpoint, the predictions' file."""
 
 from __future__ import annotations
 
@@ -7,56 +7,34 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
+from packmamba.training.lightning_compat import StepProgressBar, save_checkpoint_now
 from packmamba.training.lit import LitHybridLM
 
 SHOWN = {"train/loss": "loss", "val/loss": "val loss", "test/loss": "test loss", "tokens_per_second": "tokens/s"}
-"""What the progress bar shows, by its name in the log."""
+"""Labels of the progress bar, by the names of the numbers in the log."""
 
 
-class PackedProgressBar(RichProgressBar):
-    """Lightning's rich progress bar with the loss and real tokens/s, ending where `max_steps` ends.
-
-    The numbers change every `log_every_n_steps` steps: reading them more often would make a GPU wait each time.
-    """
+class PackedProgressBar(StepProgressBar):
+    """Lightning's rich progress bar with the loss and real tokens/s, as they were last logged."""
 
     def __init__(self, refresh_rate: int = 4, leave: bool = False) -> None:
         """refresh_rate: redraws a second. leave: whether a finished bar stays on the screen."""
         super().__init__(refresh_rate=refresh_rate, leave=leave)
-        self._shown: dict[str, int | str | float | dict[str, float]] | None = None
+        self._shown: dict[str, int | str | float | dict[str, float]] = {}
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
-        every = trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]  (set by a connector)
-        if self._shown is None or trainer.global_step % every == 0:
-            logged = trainer.progress_bar_metrics
-            self._shown = {
-                label: f"{logged[name]:,.0f}" if label == "tokens/s" else f"{logged[name]:.3f}"
-                for name, label in SHOWN.items()
-                if name in logged
-            }
+        logged = trainer.progress_bar_metrics
+        self._shown = {
+            label: f"{logged[name]:,.0f}" if label == "tokens/s" else f"{logged[name]:.3f}"
+            for name, label in SHOWN.items()
+            if name in logged
+        }
         return self._shown
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._shown = None
-        super().on_validation_end(trainer, pl_module)
-
-    @property
-    def total_train_batches(self) -> int | float:
-        """Batches of this epoch, or fewer where `max_steps` ends training before the epoch does."""
-        total = super().total_train_batches
-        if self.trainer.max_steps < 0:
-            return total
-        loop = self.trainer.fit_loop.epoch_loop
-        done = loop.batch_progress.current.ready if loop.restarting else 0
-        steps_left = self.trainer.max_steps - self.trainer.global_step
-        return min(total, done + steps_left * self.trainer.accumulate_grad_batches)
-
-    def _get_train_description(self, current_epoch: int) -> str:
-        return f"Epoch {current_epoch}".ljust(len(self.validation_description))
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -81,8 +59,7 @@ class LastCheckpoint(ModelCheckpoint):
         )
 
     def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if not self._should_skip_saving_checkpoint(trainer):
-            self._save_topk_checkpoint(trainer, self._monitor_candidates(trainer))
+        save_checkpoint_now(self, trainer)
 
 
 class BestCheckpoint(ModelCheckpoint):
@@ -99,7 +76,7 @@ class BestCheckpoint(ModelCheckpoint):
 
 
 class PredictionWriter(Callback):
-    """Writes what `predict` found, one JSON object a document, to `predictions.jsonl` in the run's folder."""
+    """Writes the losses of `predict`, one JSON object a document, to `predictions.jsonl` in the run's folder."""
 
     def __init__(self, path: str | Path | None = None) -> None:
         """path: where to write instead."""
@@ -121,5 +98,5 @@ class PredictionWriter(Callback):
 
 
 def default_callbacks() -> list[Callback]:
-    """What `packmamba fit` adds to every run: a progress bar, `best.ckpt` and `last.ckpt`."""
+    """The callbacks that `packmamba fit` adds to every run: a progress bar, `best.ckpt` and `last.ckpt`."""
     return [PackedProgressBar(), BestCheckpoint(), LastCheckpoint()]

@@ -7,12 +7,10 @@ Trainer(max_steps=100, gradient_clip_val=1.0).fit(lit, datamodule)
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterable
 from typing import Any
 
 import torch
-from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule
 from torch import Tensor
 
@@ -21,9 +19,17 @@ from packmamba.errors import UsageError
 from packmamba.metrics import DocumentLosses, DocumentLossTable, StepMeter, peak_flops, real_flops
 from packmamba.model import HybridLM, check_token_ids, parameter_groups
 from packmamba.packing import PackedBatch, Packing
+from packmamba.training.lightning_compat import (
+    clip_gradients,
+    datamodule_of,
+    expect_hooks_of_module,
+    last_step,
+    logs_this_step,
+    pass_batches_unchanged,
+    scales_gradients,
+)
 
-# Lightning warns that the module's hook is used though there is a data module: that is what is wanted.
-warnings.filterwarnings("ignore", message="You have overridden `on_before_batch_transfer` in `LightningModule`")
+expect_hooks_of_module()
 
 
 def learning_rate_factor(step: int, *, warmup_steps: int, decay_steps: int, min_ratio: float) -> float:
@@ -146,17 +152,14 @@ class LitHybridLM(LightningModule):
     # What the Trainer calls before the first batch, in this order
 
     def setup(self, stage: str) -> None:
-        """Raises ValueError if the data's vocabulary is larger than the model's."""
-        datamodule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  (set by a connector)
-        vocab_size = getattr(datamodule, "vocab_size", None)
+        """Raises UsageError if the data's vocabulary is larger than the model's."""
+        vocab_size = getattr(datamodule_of(self.trainer), "vocab_size", None)
         if vocab_size is not None and vocab_size > self.config.vocab_size:
-            raise ValueError(
+            raise UsageError(
                 f"the data's vocabulary has {vocab_size} tokens, but the model's vocab_size is "
                 f"{self.config.vocab_size}; set model.config.vocab_size to {vocab_size} or more"
             )
-        # Half- and double-precision plugins rebuild a batch to cast its floats, and fail on frozen dataclasses; a
-        # PackedBatch has no floats.
-        self.trainer.precision_plugin.convert_input = lambda data: data
+        pass_batches_unchanged(self.trainer)
 
     def configure_model(self) -> None:
         """Creates the parameters, once."""
@@ -165,7 +168,11 @@ class LitHybridLM(LightningModule):
 
     def configure_optimizers(self) -> Any:
         groups = parameter_groups(self._built(), weight_decay=self.weight_decay, decay_embeddings=self.decay_embeddings)
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps)
+        # One kernel for all parameters on a GPU; None is torch's default, which elsewhere is one parameter at a time.
+        on_gpu = all(parameter.is_cuda for group in groups for parameter in group["params"])
+        fused = True if on_gpu and not scales_gradients(self.trainer) else None
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, eps=self.eps, fused=fused)
+        optimizer.register_load_state_dict_pre_hook(_keep_implementation)
         decay_steps = self.decay_steps or self._total_steps()
 
         def factor(step: int) -> float:
@@ -180,22 +187,13 @@ class LitHybridLM(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def _total_steps(self) -> int:
-        # Not `trainer.estimated_stepping_batches`: with max_epochs it opens the loaders before a resumed run has
-        # restored their state, which is then lost. Making a loader without iterating over it leaves all as it is.
-        max_steps, max_epochs = self.trainer.max_steps, self.trainer.max_epochs
-        by_steps = [max_steps] if max_steps > 0 else []
-        datamodule = self.trainer.datamodule  # pyright: ignore[reportAttributeAccessIssue]  (set by a connector)
-        if max_epochs is not None and max_epochs > 0 and datamodule is not None:
-            batches, limit = sized_len(datamodule.train_dataloader()), self.trainer.limit_train_batches
-            if batches is not None:  # a stream does not know
-                batches = min(limit, batches) if isinstance(limit, int) else int(limit * batches)
-                by_steps.append(math.ceil(batches / self.trainer.accumulate_grad_batches) * max_epochs)
-        if not by_steps:
-            raise ValueError(
+        last = last_step(self.trainer)
+        if last is None:
+            raise UsageError(
                 "the learning-rate schedule needs to know its last step, which max_epochs does not tell of a stream: "
                 "set trainer.max_steps, or model.decay_steps"
             )
-        return min(by_steps)
+        return last
 
     def _built(self) -> HybridLM:
         if self.model is None:
@@ -209,6 +207,10 @@ class LitHybridLM(LightningModule):
         check_token_ids(batch.input_ids, self.config.vocab_size)
         return batch
 
+    def transfer_batch_to_device(self, batch: PackedBatch, device: torch.device, dataloader_idx: int) -> PackedBatch:
+        """The batch on `device`. From page-locked memory, it is copied while the host goes on; Lightning would wait."""
+        return batch.to(device, non_blocking=True)
+
     def forward(self, input_ids: Tensor, packing: Packing) -> Tensor:
         """Logits (T, V) of a pack. input_ids: int64 (T,)."""
         return self._built()(input_ids, packing)
@@ -221,7 +223,7 @@ class LitHybridLM(LightningModule):
         # gradient is that of the sum over all its tokens divided by all its targets.
         copies = self.trainer.accumulate_grad_batches * self.trainer.world_size
         if batch.step_targets is None and copies > 1:
-            raise ValueError(
+            raise UsageError(
                 f"batch {batch_idx} does not know step_targets, the targets of its whole optimiser step, which "
                 f"accumulate_grad_batches = {self.trainer.accumulate_grad_batches} on {self.trainer.world_size} "
                 "ranks needs; PackedDataModule fills it in"
@@ -235,13 +237,13 @@ class LitHybridLM(LightningModule):
         gradient_clip_val: int | float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Keeps the gradient's norm before clipping, for the log. The Trainer calls it once an optimiser step."""
-        gradients = [parameter.grad for parameter in self.parameters() if parameter.grad is not None]
-        self._optimizer_step = {
-            "lr": optimizer.param_groups[0]["lr"],
-            "grad_norm": torch.nn.utils.get_total_norm(gradients),
-        }
-        self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        """Clips, and keeps the gradient's norm before clipping for the log. Called once an optimiser step."""
+        norm = clip_gradients(
+            self, optimizer, gradient_clip_val, gradient_clip_algorithm, norm_wanted=logs_this_step(self.trainer)
+        )
+        self._optimizer_step = {"lr": optimizer.param_groups[0]["lr"]}
+        if norm is not None:
+            self._optimizer_step["grad_norm"] = norm
 
     # Logs of training
 
@@ -253,14 +255,24 @@ class LitHybridLM(LightningModule):
     def on_train_batch_end(self, outputs: Any, batch: PackedBatch, batch_idx: int) -> None:
         if self._optimizer_step is None:
             return  # in the middle of an accumulation group
+        logged = logs_this_step(self.trainer)
+        if logged:
+            self._log_step(self._optimizer_step)
+        self._optimizer_step = None
+        # One window of throughput a logged row: only there does the host wait for the device.
+        self._meter.finish_step(restart_clock=logged)
+
+    def _log_step(self, optimizer_step: dict[str, Tensor | float]) -> None:
+        """Logs the optimiser step that has just been taken, as numbers on the host: Lightning would make a tensor on
+        the device of a Python number, and wait for it."""
         totals = self._meter.totals(self.device)
         if self.trainer.world_size > 1:
             totals = self.trainer.strategy.reduce(totals, reduce_op="sum")
         assert isinstance(totals, Tensor)
-        loss_sum, targets, tokens, padding, documents, window_tokens, window_flops = totals.unbind()
+        loss_sum, targets, tokens, padding, documents, window_tokens, window_flops = totals.tolist()
         seconds = self._meter.window_seconds()
         metrics = {
-            **self._optimizer_step,
+            **{name: float(value) for name, value in optimizer_step.items()},
             "padding_fraction": padding / (tokens + padding),
             "tokens_per_step": tokens,
             "documents_per_step": documents,
@@ -269,13 +281,10 @@ class LitHybridLM(LightningModule):
             metrics["mfu"] = window_flops / (seconds * self._peak_flops * self.trainer.world_size)
         if self.device.type == "cuda":
             metrics["gpu_memory_gib"] = torch.cuda.max_memory_allocated(self.device) / 2**30
-        shown = {"train/loss": loss_sum / targets.clamp(min=1), "tokens_per_second": window_tokens / seconds}
+        shown = {"train/loss": loss_sum / max(targets, 1.0), "tokens_per_second": window_tokens / seconds}
         for name, value in {**shown, **metrics}.items():
-            self.log(name, _fp32(value), on_step=True, on_epoch=False, prog_bar=name in shown, batch_size=1)
-        self._optimizer_step = None
-        # One window of throughput a logged row: the logger's reading of a tensor is where host and GPU meet.
-        every = self.trainer.log_every_n_steps  # pyright: ignore[reportAttributeAccessIssue]  (set by a connector)
-        self._meter.finish_step(restart_clock=self.global_step % every == 0)
+            number = torch.tensor(value, dtype=torch.float32)
+            self.log(name, number, on_step=True, on_epoch=False, prog_bar=name in shown, batch_size=1)
 
     # Evaluation: every document's loss, exactly, over all batches and ranks
 
@@ -326,15 +335,20 @@ class LitHybridLM(LightningModule):
         """Raises ValueError if the checkpoint's model configuration is another one, naming each field that differs."""
         stored = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("config")
         if stored is None:
-            raise ValueError("the checkpoint holds no model configuration; it was not written by LitHybridLM")
+            raise UsageError("the checkpoint holds no model configuration; it was not written by LitHybridLM")
         check_same_config(stored, self.config)
 
 
 def _check_ranges(*checks: tuple[str, object, bool, str]) -> None:
     for name, value, is_right, accepted in checks:
         if not is_right:
-            raise ValueError(f"{name} must be {accepted}, got {value!r}")
+            raise UsageError(f"{name} must be {accepted}, got {value!r}")
 
 
-def _fp32(value: Tensor | float) -> Tensor | float:
-    return value.float() if isinstance(value, Tensor) else value
+def _keep_implementation(optimizer: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+    """A checkpoint's optimiser state, but computed as this run computes a step, not as the run that saved it did."""
+    groups = [
+        theirs | {name: ours[name] for name in ("fused", "foreach", "capturable") if name in ours}
+        for theirs, ours in zip(state["param_groups"], optimizer.param_groups, strict=True)
+    ]
+    return state | {"param_groups": groups}

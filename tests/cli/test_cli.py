@@ -216,9 +216,10 @@ class TestRuns:
         ran = run_trainer(["fit", "--config", "config.yaml", "--trainer.max_steps", "1", *options])
         model = ModelConfig.from_dict(ran.model.hparams["config"])
         assert "*" in model.layer_pattern
-        (cost,) = attention_costs(model)
-        assert ran.datamodule.attention_cost == cost.cost > 0
-        assert ran.datamodule.attention_window == 5
+        (cost,) = ran.datamodule.options.order.attention_costs
+        assert (cost,) == attention_costs(model)
+        assert cost.cost > 0
+        assert cost.window == 5
 
     def test_print_config_shows_every_value(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("fit", "--config", "config.yaml", "--print_config") == 0

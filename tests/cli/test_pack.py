@@ -20,6 +20,7 @@ from packmamba.data.packers import STRATEGIES, pack
 from packmamba.data.plan import PlanOptions
 from packmamba.data.statistics import describe_lengths, report_packs
 from packmamba.model import attention_costs
+from packmamba.visible_pairs import AttentionCost
 
 ROOT = Path(__file__).parents[2]
 CONFIGS = sorted((ROOT / "configs").glob("*.yaml"))
@@ -82,7 +83,7 @@ def test_a_step_of_fewer_micro_steps_does_not_count_beside_whole_ones() -> None:
 
 
 def test_imbalance_counts_attention_whatever_is_balanced() -> None:
-    options = PlanOptions(world_size=2, balance="tokens", attention_cost=1.0)
+    options = PlanOptions(world_size=2, balance="tokens", attention_costs=(AttentionCost(cost=1.0),))
     report = report_packs(lambda: pack([4, 1, 1, 1, 1], 4, "sequential"), options)
     assert report.step_imbalance == pytest.approx(14 / 11 - 1)  # 4 + 10 pairs against 4 + 4
 
@@ -128,11 +129,12 @@ def test_documents_come_as_for_fit_and_the_model_says_what_attention_costs(capsy
     assert report["plan"]["balance"] == "flops"
     model = ModelConfig(layer_pattern="1*", d_model=64, vocab_size=258)
     (cost,) = attention_costs(model)
-    assert report["plan"]["attention_cost"] == cost.cost > 0
+    assert cost.cost > 0
+    assert report["plan"]["attention_costs"] == [{"cost": cost.cost, "window": None}]
     assert run(*options, "--split", "val", "--capacity", "70", "--attention_cost", "0.5", "--data.seed", "3") == 0
     report = json.loads(Path("report.json").read_text())
     assert (report["lengths"]["documents"], report["capacity"]) == (4, 70)
-    assert report["plan"]["attention_cost"] == 0.5
+    assert report["plan"]["attention_costs"] == [{"cost": 0.5, "window": None}]
 
 
 def test_many_documents_are_embedded_only_when_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from packmamba.data.packers import STRATEGIES, ThresholdFiltering
 from packmamba.data.sources import DatasetFolder, Files, PythonDocs
 from packmamba.data.text.tokenizers import ByteTokenizer
 from packmamba.packing import PackedBatch
+from packmamba.visible_pairs import AttentionCost
 
 
 @pytest.fixture
@@ -231,7 +232,8 @@ def test_using_documents_before_setup_says_what_to_call(cache):
         ({"val_fraction": 1.0}, "val_fraction must be at least 0 and below 1, got 1.0"),
         ({"strategy": "best"}, "unknown strategy 'best'; available: sequential"),
         ({"balance": "time"}, "unknown balance 'time'; available: tokens, flops, none"),
-        ({"attention_cost": -0.5}, "attention_cost must be at least 0 and finite, got -0.5"),
+        ({"attention_costs": [0.5]}, "attention_costs must hold values of type AttentionCost, got 0.5"),
+        ({"tokenizer_workers": -1}, "tokenizer_workers must be at least 0, got -1"),
         ({"empty_documents": "keep"}, "unknown empty_documents 'keep'; available: skip, error"),
     ],
 )
@@ -272,7 +274,7 @@ def test_a_file_of_embeddings_has_a_row_for_each_document_of_the_source(make, tm
 
 def test_the_fingerprint_holds_what_the_order_of_packs_depends_on_and_nothing_else(make, tmp_path):
     def fingerprint(**options):
-        return make(**options)._fingerprint()
+        return make(**options).options.fingerprint
 
     np.save(tmp_path / "a.npy", np.ones((60, 2)))
     np.save(tmp_path / "b.npy", np.eye(60))
@@ -282,8 +284,9 @@ def test_the_fingerprint_holds_what_the_order_of_packs_depends_on_and_nothing_el
     assert fingerprint() == fingerprint(**other) == fingerprint(**a)
     found = [fingerprint(**filtering, **options) for options in ({}, other, a, b)]
     assert all(one != two for one, two in itertools.combinations(found, 2))
-    assert fingerprint() == fingerprint(attention_cost=0.1) == fingerprint(attention_window=3)
-    flops = [fingerprint(balance="flops", **o) for o in ({}, {"attention_cost": 0.1}, {"attention_window": 3})]
+    costs = [{"attention_costs": [AttentionCost(cost=0.1, window=window)]} for window in (None, 3)]
+    assert fingerprint() == fingerprint(**costs[0]) == fingerprint(**costs[1])
+    flops = [fingerprint(balance="flops", **options) for options in ({}, *costs)]
     assert all(one != two for one, two in itertools.combinations(flops, 2))
 
 
@@ -342,16 +345,16 @@ def test_a_config_file_picks_source_and_tokenizer_by_class_name(tmp_path):
         """
     )
     module = parse(["--config", str(tmp_path / "config.yaml")])
-    assert module.splits.sources["train"] == Files(paths=["a.jsonl", "b/*.jsonl"], column="body")
-    assert module.splits.sources["val"] == DatasetFolder(path="saved")
+    assert module.options.sources.train == Files(paths=["a.jsonl", "b/*.jsonl"], column="body")
+    assert module.options.sources.val == DatasetFolder(path="saved")
     assert module.tokenizer == ByteTokenizer(add_bos=True)
     assert (module.strategy, module.capacity) == ("local_greedy", 128)
-    assert module.threshold_filtering == ThresholdFiltering(threshold=0.3)
+    assert module.options.packs.threshold_filtering == ThresholdFiltering(threshold=0.3)
 
 
 def test_the_command_line_defaults_to_python_docs_and_bytes():
     module = parse([])
-    assert module.splits.sources["train"] == PythonDocs()
+    assert module.options.sources.train == PythonDocs()
     assert module.tokenizer == ByteTokenizer()
 
 

@@ -20,6 +20,7 @@ from packmamba.data.plan import (
     packs_after,
     plan_epoch,
 )
+from packmamba.visible_pairs import AttentionCost
 
 LENGTHS = np.random.default_rng(0).integers(1, 50, 300)
 
@@ -29,7 +30,7 @@ options = st.builds(
     world_size=st.integers(1, 5),
     accumulation=st.integers(1, 5),
     balance=st.sampled_from(["tokens", "flops", "none"]),
-    attention_cost=st.sampled_from([0.0, 0.1]),
+    attention_costs=st.sampled_from([(), (AttentionCost(cost=0.1),)]),
 )
 
 
@@ -156,7 +157,9 @@ def test_balance_evens_out_what_ranks_do_at_the_same_time_and_in_a_step():
 
 def test_balance_by_flops_evens_out_attention_where_packs_are_equally_full():
     packs = pack([64, *[1] * 64, *[8] * 8, *[32] * 2] * 40, 64, "sequential")
-    options = PlanOptions(seed=0, world_size=4, accumulation=8, attention_cost=0.1, balance="flops")
+    options = PlanOptions(
+        seed=0, world_size=4, accumulation=8, attention_costs=(AttentionCost(cost=0.1),), balance="flops"
+    )
     costs = pack_costs(packs, options)
 
     def worst(balance):
@@ -197,11 +200,15 @@ def test_ranks_keep_their_packs_where_dealing_them_anew_would_be_less_even():
 
 def test_the_cost_of_a_pack_counts_its_pairs_within_documents_the_window_and_filler():
     packs = pack([3, 4, 5], 8, "sequential")
-    flops = PlanOptions(balance="flops", attention_cost=0.5)
+    flops = PlanOptions(balance="flops", attention_costs=(AttentionCost(cost=0.5),))
+    windowed = replace(flops, attention_costs=(AttentionCost(cost=0.5, window=2),))
+    both = replace(flops, attention_costs=(AttentionCost(cost=0.5, window=2), AttentionCost(cost=2.0)))
     assert pack_costs(packs, PlanOptions()).tolist() == [7, 5]
     assert pack_costs(packs, flops).tolist() == [7 + 0.5 * (6 + 10), 5 + 0.5 * 15]
-    assert pack_costs(packs, replace(flops, attention_window=2)).tolist() == [7 + 0.5 * (5 + 7), 5 + 0.5 * 9]
-    assert pack_costs(packs, replace(flops, attention_cost=0.0)).tolist() == [7, 5]
+    assert pack_costs(packs, windowed).tolist() == [7 + 0.5 * (5 + 7), 5 + 0.5 * 9]
+    assert pack_costs(packs, both).tolist() == [7 + 0.5 * (5 + 7) + 2 * (6 + 10), 5 + 0.5 * 9 + 2 * 15]
+    assert pack_costs(packs, replace(flops, attention_costs=(AttentionCost(cost=0.0),))).tolist() == [7, 5]
+    assert pack_costs(packs, replace(flops, attention_costs=())).tolist() == [7, 5]
     assert pack_costs(pack([3, 4], 8, "padded"), flops).tolist() == [8 + 0.5 * 20]
 
 
@@ -220,11 +227,22 @@ def test_imbalance_is_the_dearest_rank_over_the_mean():
         ({"accumulation": 0}, "accumulation must be at least 1, got 0"),
         ({"max_micro_steps": 0}, "max_micro_steps must be at least 1, got 0"),
         ({"balance": "time"}, "unknown balance 'time'; available: tokens, flops, none"),
-        ({"attention_cost": -1.0}, "attention_cost must be at least 0 and finite, got -1.0"),
-        ({"attention_cost": float("nan")}, "attention_cost must be at least 0 and finite, got nan"),
-        ({"attention_window": 0}, "attention_window must be at least 1, got 0"),
+        ({"attention_costs": (0.5,)}, "attention_costs must hold values of type AttentionCost, got 0.5"),
     ],
 )
 def test_bad_options_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         PlanOptions(**arguments)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"cost": -1.0}, "AttentionCost.cost must be at least 0 and finite, got -1.0"),
+        ({"cost": float("nan")}, "AttentionCost.cost must be at least 0 and finite, got nan"),
+        ({"cost": 0.1, "window": 0}, "AttentionCost.window must be at least 1, got 0"),
+    ],
+)
+def test_bad_attention_costs_are_refused(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AttentionCost(**arguments)

@@ -77,6 +77,7 @@ def _train(folder: Path, files: list[str], streaming: bool, ranks: int, accumula
         max_epochs=2,
         max_steps=100,
         gradient_clip_val=1.0,
+        log_every_n_steps=1,
         logger=False,
         enable_checkpointing=False,
         enable_progress_bar=False,

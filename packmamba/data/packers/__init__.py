@@ -31,6 +31,7 @@ from packmamba.data.packers.decreasing import best_fit, decreasing, first_fit
 from packmamba.data.packers.ngrams import ngram_embeddings
 from packmamba.data.packers.packs import Packs, Pieces
 from packmamba.data.packers.threshold import ThresholdFiltering, checked_embeddings, threshold_path
+from packmamba.errors import UsageError, UsageTypeError
 
 __all__ = [
     "STRATEGIES",
@@ -140,7 +141,7 @@ def stream_packs(
     Raises what `pack` raises, for a length when it arrives; a stream without documents has no packs.
     """
     if strategy in STRATEGIES and strategy not in STREAMING_STRATEGIES:
-        raise ValueError(
+        raise UsageError(
             f"strategy {strategy!r} needs to know all lengths; for a stream there are {', '.join(STREAMING_STRATEGIES)}"
         )
     check_options(strategy, capacity, buffer, long_documents, STREAMING_STRATEGIES)
@@ -166,7 +167,7 @@ def refuse_long_documents(lengths: np.ndarray, capacity: int, rows: np.ndarray |
     long = np.flatnonzero(lengths > capacity)
     if long.size:
         first = int(long[0])
-        raise ValueError(
+        raise UsageError(
             f"document {first if rows is None else rows[first]} has {lengths[first]} tokens, more than the capacity of "
             f"{capacity}, as have {long.size} of {lengths.size} documents; raise capacity to {lengths.max()}, drop "
             "them, or let them be cut with long_documents='split'"
@@ -182,16 +183,16 @@ def check_options(
 ) -> None:
     """Raises ValueError or TypeError for options of `pack` that no lengths would go with."""
     if strategy not in available:
-        raise ValueError(f"unknown strategy {strategy!r}; available: {', '.join(available)}")
+        raise UsageError(f"unknown strategy {strategy!r}; available: {', '.join(available)}")
     for name, value in (("capacity", capacity), ("buffer", buffer)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
-            raise TypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
+            raise UsageTypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise UsageError(f"{name} must be at least 1, got {value}")
     if long_documents not in get_args(LongDocuments):
-        raise ValueError(f"unknown long_documents {long_documents!r}; available: split, error")
+        raise UsageError(f"unknown long_documents {long_documents!r}; available: split, error")
     if long_documents == "error" and strategy == "wrapped":
-        raise ValueError(
+        raise UsageError(
             "strategy 'wrapped' cuts documents wherever a pack ends; for long_documents='error' choose another"
         )
 
@@ -199,12 +200,12 @@ def check_options(
 def _checked_lengths(lengths: Sequence[int] | np.ndarray) -> np.ndarray:
     values = np.asarray(lengths)
     if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"lengths must name at least one document in one dimension, got shape {values.shape}")
+        raise UsageError(f"lengths must name at least one document in one dimension, got shape {values.shape}")
     if not np.issubdtype(values.dtype, np.integer):
-        raise TypeError(f"lengths must be integers, got dtype {values.dtype}")
+        raise UsageTypeError(f"lengths must be integers, got dtype {values.dtype}")
     if values.min() < 1:
         index = int(np.argmax(values < 1))
-        raise ValueError(f"document {index} has length {values[index]}; every document needs at least one token")
+        raise UsageError(f"document {index} has length {values[index]}; every document needs at least one token")
     return values.astype(np.int64)
 
 
@@ -213,11 +214,11 @@ def _checked_stream(lengths: Iterable[int], longest: int | None) -> Iterator[int
         try:
             length = operator.index(length)
         except TypeError:
-            raise TypeError(f"lengths must be integers; document {doc} has length {length!r}") from None
+            raise UsageTypeError(f"lengths must be integers; document {doc} has length {length!r}") from None
         if length < 1:
-            raise ValueError(f"document {doc} has length {length}; every document needs at least one token")
+            raise UsageError(f"document {doc} has length {length}; every document needs at least one token")
         if longest is not None and length > longest:
-            raise ValueError(
+            raise UsageError(
                 f"document {doc} has {length} tokens, more than the capacity of {longest}; raise capacity, drop it, or "
                 "let it be cut with long_documents='split'"
             )

@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 
+from packmamba.errors import UsageError
+
 _BUCKETS = 18
 """Bits of the hash by which document frequencies are counted."""
 _SAMPLE = 4096
@@ -37,9 +39,9 @@ def ngram_embeddings(
     """
     for name, value in (("dim", dim), ("longest", longest)):
         if value < 1:
-            raise ValueError(f"{name} must be at least 1, got {value}")
+            raise UsageError(f"{name} must be at least 1, got {value}")
     if not len(documents):
-        raise ValueError("there is no document to embed")
+        raise UsageError("there is no document to embed")
     weights = _inverse_document_frequency(documents, longest)
     embeddings = np.empty((len(documents), dim), dtype=np.float32)
     for begin in range(0, len(documents), _BLOCK):

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from packmamba.errors import UsageError
+
 _NORM = 2048
 """Length of embeddings that are rounded to whole numbers."""
 
@@ -31,10 +33,10 @@ class ThresholdFiltering:
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold < 2:
-            raise ValueError(f"threshold must be at least 0 and below 2, got {self.threshold}")
+            raise UsageError(f"threshold must be at least 0 and below 2, got {self.threshold}")
         for name in ("window", "block"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+                raise UsageError(f"{name} must be at least 1, got {getattr(self, name)}")
 
 
 def threshold_path(
@@ -94,17 +96,17 @@ def _rounded(embeddings: np.ndarray) -> np.ndarray:
 def checked_embeddings(embeddings: np.ndarray | None, documents: int) -> np.ndarray:
     """Raises ValueError for embeddings that are missing, not one row a document, or not finite (named with its row)."""
     if embeddings is None:
-        raise ValueError(
+        raise UsageError(
             "strategy 'threshold_filtering' needs embeddings, an array (documents, numbers); "
             "packmamba.data.packers.ngram_embeddings makes one from token ids"
         )
     embeddings = np.asanyarray(embeddings)
     if embeddings.ndim != 2 or len(embeddings) != documents:
-        raise ValueError(f"embeddings need one row for each of the {documents} documents, got shape {embeddings.shape}")
+        raise UsageError(f"embeddings need one row for each of the {documents} documents, got shape {embeddings.shape}")
     if not np.issubdtype(embeddings.dtype, np.floating) and not np.issubdtype(embeddings.dtype, np.integer):
-        raise ValueError(f"embeddings must be numbers, got dtype {embeddings.dtype}")
+        raise UsageError(f"embeddings must be numbers, got dtype {embeddings.dtype}")
     for begin in range(0, documents, 4096):  # they may be mapped from a file larger than memory
         finite = np.isfinite(embeddings[begin : begin + 4096]).all(axis=1)
         if not finite.all():
-            raise ValueError(f"the embedding of document {begin + int(np.argmin(finite))} is not finite")
+            raise UsageError(f"the embedding of document {begin + int(np.argmin(finite))} is not finite")
     return embeddings

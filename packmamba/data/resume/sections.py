@@ -2,7 +2,7 @@
 
 A section is so many consecutive documents of a stream, tokenised and packed in a folder of the cache. One process of a
 node writes the sections, in a background thread and one ahead of training; the others wait for the folder to appear.
-Rank 0 or 7, loader worker or not: who opens a section finds the same packs.
+Every rank and every loader worker that opens a section finds the same packs.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import shutil
 import time
 import uuid
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -28,12 +28,13 @@ from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_warn
 
 from packmamba.data.cache import new_folder
-from packmamba.data.documents import Documents, EmptyDocuments
+from packmamba.data.documents import Documents, rows_to_train_on
+from packmamba.data.options import DataOptions
+from packmamba.data.pack_documents import pack_section
 from packmamba.data.packers import Packs
-from packmamba.data.sources import Source
 from packmamba.data.text.corpus import Corpus, tokenise
 from packmamba.data.text.encode import RowError
-from packmamba.data.text.tokenizers import Tokenizer
+from packmamba.errors import UsageError
 
 
 @dataclass(frozen=True)
@@ -41,25 +42,18 @@ class Section:
     """Documents of a stream that were packed together."""
 
     folder: Path
+    first_row: int
+    """The row of its first document in the stream."""
+    is_last: bool
+    """Whether the stream ends with it."""
+    num_packs: int
+    digests: dict[str, str | None]
+    """See `Corpus.digests`; the hashes are None where no document has a token."""
 
-    @cached_property
-    def _description(self) -> dict[str, Any]:
-        return json.loads((self.folder / "section.json").read_text())
-
-    @property
-    def first_row(self) -> int:
-        """The row of its first document in the stream."""
-        return self._description["first_row"]
-
-    @property
-    def digests(self) -> dict[str, str | None]:
-        """See `Corpus.digests`; of None where no document has a token."""
-        return self._description["digests"]
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the stream ends with it."""
-        return self._description["is_last"]
+    @classmethod
+    def read(cls, folder: Path) -> Section:
+        """A section that has been written."""
+        return cls(folder, **json.loads((folder / "section.json").read_text()))
 
     @cached_property
     def _contents(self) -> tuple[Documents, Packs]:
@@ -75,27 +69,25 @@ class Section:
         """Their packs. Raises FileNotFoundError where `num_packs` is 0."""
         return self._contents[1]
 
-    @property
-    def num_packs(self) -> int:
-        return self._description["num_packs"]
-
 
 class Sections:
-    """The sections of a stream, in the order of training. Loader workers get a copy that only opens what is there."""
+    """The sections of a stream, in the order of training. Loader workers get a copy that only opens sections."""
 
-    def __init__(self, folder: Path, writer: SectionWriter | None) -> None:
-        """folder: where sections appear. writer: what makes them; None in processes that wait for another one to."""
+    def __init__(self, folder: Path, size: int, writer: SectionWriter | None) -> None:
+        """folder: where sections appear. size: documents of a section; the last one has fewer. writer: None in
+        processes that wait for another one to write the sections."""
         self.folder = folder
+        self.size = size
         self._writer = writer
         self._latest: tuple[tuple[int, int], Section] | None = None
 
     def __getstate__(self) -> dict[str, Any]:
-        return {"folder": self.folder, "_writer": None, "_latest": None}
+        return {"folder": self.folder, "size": self.size, "_writer": None, "_latest": None}
 
     def open(self, epoch: int, index: int) -> Section:
-        """A section that is there; the latest is kept."""
+        """A section that has been written; the latest is kept."""
         if self._latest is None or self._latest[0] != (epoch, index):
-            self._latest = (epoch, index), Section(section_folder(self.folder, epoch, index))
+            self._latest = (epoch, index), Section.read(section_folder(self.folder, epoch, index))
         return self._latest[1]
 
     def wait_for(self, epoch: int, index: int) -> Section:
@@ -125,39 +117,23 @@ class Sections:
             self._writer.close()
 
     def delete(self, epoch: int, index: int) -> None:
-        """Says that nobody needs a section any more. It may be written again."""
+        """Deletes a section that no rank and no worker needs any more. It may be written again."""
         if self._writer is not None:
             self._writer.delete(epoch, index)
 
 
 class SectionWriter:
-    """Reads a stream, and writes its sections. Holds a lock as long as it lives, by which others know that it does."""
+    """Reads the training source as a stream, and writes its sections. The shards come in a random order where `shuffle`
+    says so, another one each epoch.
 
-    def __init__(
-        self,
-        folder: Path,
-        source: Source,
-        tokenizer: Tokenizer,
-        pack: Callable[[Documents, tuple[int, int]], Packs],
-        *,
-        size: int,
-        seed: int | None,
-        max_documents: int | None,
-        empty_documents: EmptyDocuments,
-        chat_template: str | None,
-    ) -> None:
-        """pack: documents and the numbers of epoch and section to packs. size: documents of a section. seed: takes the
-        shards in a random order, another one each epoch, unless there is only a part of them; None keeps the order.
-        """
+    It holds a lock as long as it lives, by which other processes know that it does.
+    """
+
+    def __init__(self, folder: Path, size: int, options: DataOptions) -> None:
+        """folder: where to write. size: documents of a section."""
         self.folder = folder
-        self._source = source
-        self._tokenizer = tokenizer
-        self._pack = pack
-        self._size = size
-        self._seed = seed
-        self._max_documents = max_documents
-        self._empty_documents = empty_documents
-        self._chat_template = chat_template
+        self.size = size
+        self._options = options
         self._warned = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="sections")
         self._started: dict[tuple[int, int], Future[None]] = {}
@@ -187,40 +163,59 @@ class SectionWriter:
         tables = next(self._reader[1])
         self._reader = (epoch, index + 1), self._reader[1]
         rows = sum(map(len, tables))
-        first_row = index * self._size
-        with new_folder(section_folder(self.folder, epoch, index)) as temporary:
-            description = {"first_row": first_row, "is_last": rows < self._size, "num_packs": 0}
+        first_row = index * self.size
+        target = section_folder(self.folder, epoch, index)
+        with new_folder(target) as temporary:
+            description = {"first_row": first_row, "is_last": rows < self.size, "num_packs": 0}
             description["digests"] = {"documents": None, "chat_template": None}
-            if any(value.as_py() for table in tables for column in table.columns for value in column):
-                dataset = Dataset(pa.concat_tables(tables, promote_options="permissive"))
-                try:
-                    corpus = tokenise(dataset, self._tokenizer, temporary, chat_template=self._chat_template)
-                except RowError as error:
-                    raise ValueError(f"{self._source}, counted from row {first_row}: {error}") from error
-                documents = Documents(corpus, self._not_empty(corpus, first_row))
-                if documents.rows.size:
-                    packs = self._pack(documents, (epoch, index))
-                    final = section_folder(self.folder, epoch, index) / corpus.folder.relative_to(temporary)
-                    contents = Documents(Corpus(final), documents.rows), packs
-                    (temporary / "packs.pickle").write_bytes(pickle.dumps(contents))
-                    description |= {"num_packs": len(packs), "digests": corpus.digests}
+            documents = self._tokenise(tables, first_row, temporary)
+            if documents is not None and documents.rows.size:
+                packs = pack_section(self._options, documents, epoch, index)
+                corpus = Corpus(target / documents.corpus.folder.relative_to(temporary))
+                (temporary / "packs.pickle").write_bytes(pickle.dumps((Documents(corpus, documents.rows), packs)))
+                description |= {"num_packs": len(packs), "digests": documents.corpus.digests}
             (temporary / "section.json").write_text(json.dumps(description))
+
+    def _tokenise(self, tables: list[pa.Table], first_row: int, folder: Path) -> Documents | None:
+        """The documents of a section; None where no row has a text."""
+        if not any(value.as_py() for table in tables for column in table.columns for value in column):
+            empty = np.zeros(sum(map(len, tables)), dtype=np.int64)
+            self._rows_to_train_on(empty, empty.astype(bool), first_row)
+            return None
+        dataset = Dataset(pa.concat_tables(tables, promote_options="permissive"))
+        sources = self._options.sources
+        try:
+            corpus = tokenise(dataset, self._options.documents.tokenizer, folder, chat_template=sources.chat_template)
+        except RowError as error:
+            raise UsageError(f"{sources.train}, counted from row {first_row}: {error}") from error
+        return Documents(corpus, self._rows_to_train_on(corpus.lengths, corpus.silent, first_row))
+
+    def _rows_to_train_on(self, lengths: np.ndarray, silent: np.ndarray, first_row: int) -> np.ndarray:
+        policy = self._options.handling.empty_documents
+        source = self._options.sources.train
+        return rows_to_train_on(lengths, silent, source, policy, warn=self._warn_once, first_row=first_row)
+
+    def _warn_once(self, message: str) -> None:
+        if not self._warned:
+            rank_zero_warn(message)
+        self._warned = True
 
     def _sections(self, epoch: int, index: int) -> Iterator[list[pa.Table]]:
         """The tables of each section from one on; the last one is smaller than the others, and may be empty."""
-        stream = self._source.stream()
+        order, most = self._options.order, self._options.documents.max_documents
+        stream = self._options.sources.train.stream()
         shards = np.arange(stream.num_shards)
-        if self._seed is not None and self._max_documents is None:
-            shards = np.random.default_rng((self._seed, epoch)).permutation(stream.num_shards)
-        left = None if self._max_documents is None else self._max_documents - index * self._size
+        if order.shuffle and most is None:  # of a part of the stream, the shards keep their order
+            shards = np.random.default_rng((order.seed, epoch)).permutation(stream.num_shards)
+        left = None if most is None else most - index * self.size
         tables, rows = [], 0
-        for table in stream.tables(shards.tolist(), skip=index * self._size):
+        for table in stream.tables(shards.tolist(), skip=index * self.size):
             if left is not None:
                 table = table.slice(0, max(0, left))
                 left -= len(table)
-            while rows + len(table) >= self._size:
-                yield [*tables, table.slice(0, self._size - rows)]
-                table = table.slice(self._size - rows)
+            while rows + len(table) >= self.size:
+                yield [*tables, table.slice(0, self.size - rows)]
+                table = table.slice(self.size - rows)
                 tables, rows = [], 0
             if len(table):
                 tables.append(table)
@@ -229,33 +224,21 @@ class SectionWriter:
                 break
         yield tables
 
-    def _not_empty(self, corpus: Corpus, first_row: int) -> np.ndarray:
-        left_out = (corpus.lengths == 0) | corpus.silent
-        if left_out.any():
-            first = int(np.argmax(left_out))
-            why = "has nothing that the assistant says" if corpus.silent[first] else "is empty after tokenisation"
-            message = f"row {first_row + first} of {self._source} {why}"
-            if self._empty_documents == "error":
-                raise ValueError(f"{message}; drop such rows, or set empty_documents='skip'")
-            if not self._warned:
-                rank_zero_warn(f"{message}, and maybe others; they are skipped")
-            self._warned = True
-        return np.flatnonzero(~left_out)
-
 
 def section_folder(folder: Path, epoch: int, index: int) -> Path:
     return folder / f"epoch-{epoch}-section-{index}"
 
 
-def open_sections(trainer: Any, cache_dir: Path, writer: Callable[[Path], SectionWriter]) -> Sections:
-    """The sections of a run, written by one process of each node. Runs do not share sections: each deletes what it has
-    trained on. trainer: None where there is no Trainer. writer: makes the writer to a folder."""
-    folder = cache_dir / "sections" / uuid.uuid4().hex
+def open_sections(trainer: Any, options: DataOptions) -> Sections:
+    """The sections of a run, written by one process of each node. Runs do not share sections: each deletes those that
+    it has trained on. trainer: None where there is no Trainer."""
+    folder, size = options.handling.cache_dir / "sections" / uuid.uuid4().hex, options.documents.section_documents
+    assert size is not None
     if trainer is None:
-        return Sections(folder, writer(folder))
+        return Sections(folder, size, SectionWriter(folder, size, options))
     folder = trainer.strategy.broadcast(folder)
     folder = folder.with_name(f"{folder.name}-{trainer.node_rank}")
-    sections = Sections(folder, writer(folder) if trainer.local_rank == 0 else None)
+    sections = Sections(folder, size, SectionWriter(folder, size, options) if trainer.local_rank == 0 else None)
     trainer.strategy.barrier("sections")  # after it, a folder without a lock is one whose writer has ended
     return sections
 
@@ -286,8 +269,8 @@ def _locked(folder: Path) -> FileLock:
 
 
 def _clean_up(pid: int, folder: Path, lock: FileLock, executor: ThreadPoolExecutor) -> None:
-    """Waits for nothing: where the garbage collector calls it, the thread at hand may hold any lock. It does not, while
-    a section is being written or is to be, because that refers to the writer."""
+    """Deletes all sections and releases the lock, without waiting: the garbage collector may call it in a thread that
+    holds any lock. It does not call it while a section is being written, because that refers to the writer."""
     if os.getpid() != pid:
         return  # a loader worker, which was forked
     executor.shutdown(wait=False, cancel_futures=True)

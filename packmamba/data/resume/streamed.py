@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_warn
+
 from packmamba.data.documents import Documents
-from packmamba.data.loader import Key, PlannedDataset, Position
+from packmamba.data.loader import PlannedDataset
 from packmamba.data.packers import Packs
 from packmamba.data.plan import PlanOptions, micro_steps_left, packs_after
+from packmamba.data.position import Key, Position
+from packmamba.data.resume.fingerprint import SavedData, require_same
 from packmamba.data.resume.sections import Section, Sections
+from packmamba.errors import UsageError
 
 
 class StreamedDataset(PlannedDataset):
@@ -19,21 +24,15 @@ class StreamedDataset(PlannedDataset):
     """
 
     def __init__(
-        self,
-        sections: Sections,
-        options: PlanOptions,
-        *,
-        prefetched: int,
-        check: Callable[[Position, Section], None],
-        **batch: Any,
+        self, sections: Sections, options: PlanOptions, *, prefetched: int, saved: SavedData | None, **batch: Any
     ) -> None:
         """options: with `whole_steps`. prefetched: batches that may be on their way on any rank, while training is at
-        another one. check: called when a section is begun, to raise an error if it is not what it should be. batch:
-        see `PlannedDataset`."""
+        another one. saved: what a checkpoint says about the section that training goes on with. batch: see
+        `PlannedDataset`."""
         super().__init__(options, **batch)
         self.sections = sections
         self._prefetched = prefetched
-        self._check = check
+        self._saved = saved
         self._known: dict[tuple[int, int], tuple[int, dict[str, str | None]]] = {}
         self._issued = 0
         self._finished: dict[tuple[int, int], int] = {}
@@ -46,7 +45,10 @@ class StreamedDataset(PlannedDataset):
         return None
 
     def keys(self, position: Position) -> Iterator[Key]:
-        """What is left of the epoch of a position. Raises ValueError if the stream has no document with a token."""
+        """The keys that are left of the epoch of a position.
+
+        Raises UsageError if the stream has no document with a token, or if a section is not the one of the checkpoint.
+        """
         begun = position
         while True:
             number = position[:2]
@@ -65,10 +67,28 @@ class StreamedDataset(PlannedDataset):
         if begun == Position(begun.epoch) and not any(
             packs for (epoch, _), (packs, _) in self._known.items() if epoch == begun.epoch
         ):
-            raise ValueError("the streamed source has no document with a token; there has to be at least one")
+            raise UsageError("the streamed source has no document with a token; there has to be at least one")
+
+    def _check(self, position: Position, section: Section) -> None:
+        """Warns of sections that are too small, once an epoch; compares a section with the checkpoint's."""
+        step = self.options.world_size * self.options.accumulation
+        if position.section == 0 and not section.is_last and section.num_packs < step:
+            rank_zero_warn(
+                f"a section of {self.sections.size} documents has {section.num_packs} packs, fewer than the {step} of "
+                "an optimiser step; raise section_documents"
+            )
+        if self._saved is not None and self._saved.position[:2] == position[:2]:
+            where = f" from row {section.first_row:,} of the stream on"
+            then, now = (
+                {f"{name}{where}": digest for name, digest in digests.items()}
+                for digests in (self._saved.digests, section.digests)
+            )
+            if then:
+                require_same(then, now)
 
     def _delete_finished(self) -> None:
-        """Deletes the sections that nobody needs: all but the latest, once no batch of them can be on its way."""
+        """Deletes the sections that training has left behind: all but the latest, once none of their batches can be on
+        its way."""
         for number, issued in list(self._finished.items())[:-1]:
             if issued + self._prefetched < self._issued:
                 self.sections.delete(*number)
@@ -97,4 +117,4 @@ class StreamedDataset(PlannedDataset):
         return self._known[position[:2]][1] if position[:2] in self._known else {}
 
     def __getstate__(self) -> dict[str, Any]:
-        return super().__getstate__() | {"_check": None, "_known": {}, "_finished": {}}
+        return super().__getstate__() | {"_saved": None, "_known": {}, "_finished": {}}

@@ -18,6 +18,7 @@ from datasets import Dataset, IterableDataset
 
 from packmamba.data.cache import new_folder
 from packmamba.data.sources.stream import Stream, TableStream
+from packmamba.errors import UsageError
 
 
 class Source(ABC):
@@ -55,7 +56,7 @@ class Source(ABC):
 
         Raises what `load` raises, and ValueError for a source that cannot be streamed.
         """
-        raise ValueError(f"{type(self).__name__} cannot be streamed; Files, HubDataset and mixtures of them can")
+        raise UsageError(f"{type(self).__name__} cannot be streamed; Files, HubDataset and mixtures of them can")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,7 +77,7 @@ class TableSource(Source):
         """The names of the columns to read, and what `load` calls them. Raises ValueError if the fields contradict."""
         pair = (self.prompt_column, self.completion_column)
         if self.messages_column is not None and pair != (None, None):
-            raise ValueError(
+            raise UsageError(
                 "set messages_column, or prompt_column and completion_column, not both; got "
                 f"messages_column={self.messages_column!r}, prompt_column={pair[0]!r}, completion_column={pair[1]!r}"
             )
@@ -85,7 +86,7 @@ class TableSource(Source):
         if pair == (None, None):
             return {self.column: "text"}
         if pair[0] is None or pair[1] is None or pair[0] == pair[1]:
-            raise ValueError(
+            raise UsageError(
                 "prompt_column and completion_column must be set together, to different columns; got "
                 f"prompt_column={pair[0]!r}, completion_column={pair[1]!r}"
             )
@@ -96,7 +97,7 @@ class TableSource(Source):
         columns = self.columns()
         _require_columns(columns, dataset.column_names, origin)
         if len(dataset) == 0:
-            raise ValueError(f"{origin} is empty; it needs at least one document")
+            raise UsageError(f"{origin} is empty; it needs at least one document")
         for column, name in columns.items():
             _require_type(dataset.features[column], column, name, origin)
         renamed = {column: name for column, name in columns.items() if column != name}
@@ -122,25 +123,25 @@ class TableSource(Source):
 def _require_columns(columns: dict[str, str], there: list[str], origin: str) -> None:
     for column in columns:
         if column not in there:
-            raise ValueError(f"{origin} has no column {column!r}; its columns: {', '.join(there)}")
+            raise UsageError(f"{origin} has no column {column!r}; its columns: {', '.join(there)}")
 
 
 def _require_type(feature: Any, column: str, name: str, origin: str) -> None:
     if name != "messages":
         if not _is_text(feature):
-            raise ValueError(
+            raise UsageError(
                 f"column {column!r} of {origin} holds {_type_name(feature)}, not text; choose a column of strings"
             )
         return
     message = getattr(feature, "feature", None)
     if not isinstance(message, dict) or not {"role", "content"} <= set(message):
-        raise ValueError(
+        raise UsageError(
             f"column {column!r} of {origin} holds {_type_name(feature)}, not lists of messages; a message has a role "
             "and a content"
         )
     for field in ("role", "content"):
         if not _is_text(message[field]):
-            raise ValueError(
+            raise UsageError(
                 f"messages in column {column!r} of {origin} have a {field} of {_type_name(message[field])}; it must be "
                 "text"
             )

@@ -15,6 +15,7 @@ from datasets.exceptions import DatasetGenerationError
 from packmamba.data.sources.base import TableSource
 from packmamba.data.sources.diagnose import find_fault
 from packmamba.data.sources.stream import Stream
+from packmamba.errors import MissingFileError, UsageError
 
 FileFormat = Literal["auto", "json", "csv", "parquet", "arrow", "text"]
 
@@ -55,16 +56,16 @@ class Files(TableSource):
             builder.download_and_prepare()
         except (DatasetGenerationError, ValueError, EOFError) as error:
             fault = find_fault(files, kind, {}, options) or f"{self._name}: {error.__cause__ or error}"
-            raise ValueError(f"cannot read {fault}") from error
+            raise UsageError(f"cannot read {fault}") from error
         if not builder.info.splits or not builder.info.splits["train"].num_examples:
-            raise ValueError(f"{self._name} hold no row; there has to be at least one document")
+            raise UsageError(f"{self._name} hold no row; there has to be at least one document")
         dataset = builder.as_dataset(split="train")
         assert isinstance(dataset, Dataset)
         try:
             return self.documents(dataset, self._name)
         except ValueError as error:
             fault = find_fault(files, kind, self.columns(), options) if kind == "json" else None
-            raise ValueError(f"{error}; {fault}" if fault else str(error)) from error
+            raise UsageError(f"{error}; {fault}" if fault else str(error)) from error
 
     def stream(self) -> Stream:
         kind, files, options = self._reader()
@@ -75,9 +76,9 @@ class Files(TableSource):
         try:
             dataset = datasets.load_dataset(kind, data_files=files, split="train", streaming=True, **options)
         except (ValueError, EOFError) as error:
-            raise ValueError(f"cannot read {fault() or f'{self._name}: {error}'}") from error
+            raise UsageError(f"cannot read {fault() or f'{self._name}: {error}'}") from error
         except StopIteration as error:  # what datasets raises where it looks for a first row
-            raise ValueError(f"{self._name} hold no row; there has to be at least one document") from error
+            raise UsageError(f"{self._name} hold no row; there has to be at least one document") from error
         assert isinstance(dataset, IterableDataset)
         return self.documents_of_stream(dataset, self._name, fault)
 
@@ -91,12 +92,12 @@ class Files(TableSource):
         known = {"format": get_args(FileFormat), "text_document": tuple(_SAMPLE_BY)}
         for name, values in known.items():
             if getattr(self, name) not in values:
-                raise ValueError(f"unknown {name} {getattr(self, name)!r}; available: {', '.join(values)}")
+                raise UsageError(f"unknown {name} {getattr(self, name)!r}; available: {', '.join(values)}")
         files = [file for pattern in self.paths for file in _matching(pattern)]
         if not files:
-            raise ValueError("Files.paths is empty; name at least one file")
+            raise UsageError("Files.paths is empty; name at least one file")
         if not any(os.path.getsize(file) for file in files):
-            raise ValueError(f"{self._name} are empty; there has to be at least one document")
+            raise UsageError(f"{self._name} are empty; there has to be at least one document")
         kind = _format_of(files) if self.format == "auto" else self.format
         return kind, files, {"sample_by": _SAMPLE_BY[self.text_document]} if kind == "text" else {}
 
@@ -108,7 +109,7 @@ def _matching(pattern: str) -> list[str]:
     pattern = os.path.expanduser(pattern)
     found = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
     if not found:
-        raise FileNotFoundError(f"no file matches {pattern!r} (looked from {os.getcwd()})")
+        raise MissingFileError(f"no file matches {pattern!r} (looked from {os.getcwd()})")
     return [os.path.abspath(file) for file in found]
 
 
@@ -119,10 +120,10 @@ def _format_of(files: list[str]) -> str:
         if ending in _COMPRESSIONS:
             ending = os.path.splitext(stem)[1]
         if ending.lower() not in _FORMATS:
-            raise ValueError(
+            raise UsageError(
                 f"cannot tell the format of {file!r} from its ending; known: {', '.join(_FORMATS)}; or set format"
             )
         kinds.setdefault(_FORMATS[ending.lower()], file)
     if len(kinds) > 1:
-        raise ValueError(f"files of one source must have one format, got {kinds}; set format, or convert them")
+        raise UsageError(f"files of one source must have one format, got {kinds}; set format, or convert them")
     return next(iter(kinds))

@@ -10,6 +10,7 @@ import datasets
 from datasets import Dataset, DatasetDict
 
 from packmamba.data.sources.base import TableSource
+from packmamba.errors import MissingFileError, UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,15 +25,15 @@ class DatasetFolder(TableSource):
     def load(self, cache_dir: Path) -> Dataset:
         folder = os.path.expanduser(self.path)
         if not os.path.isdir(folder):
-            raise FileNotFoundError(f"there is no folder {folder!r}; DatasetFolder reads what save_to_disk has written")
+            raise MissingFileError(f"there is no folder {folder!r}; DatasetFolder reads what save_to_disk has written")
         try:
             dataset = datasets.load_from_disk(folder)
         except IndexError as error:  # what datasets raises for a table without a single row
-            raise ValueError(f"the folder {folder!r} is empty; it needs at least one document") from error
+            raise UsageError(f"the folder {folder!r} is empty; it needs at least one document") from error
         if isinstance(dataset, DatasetDict):
             if self.split not in dataset:
-                raise ValueError(f"{folder!r} has no split {self.split!r}; its splits: {', '.join(map(str, dataset))}")
+                raise UsageError(f"{folder!r} has no split {self.split!r}; its splits: {', '.join(map(str, dataset))}")
             dataset = dataset[self.split]
         elif self.split is not None:
-            raise ValueError(f"{folder!r} holds one dataset without splits; leave split unset, got {self.split!r}")
+            raise UsageError(f"{folder!r} holds one dataset without splits; leave split unset, got {self.split!r}")
         return self.documents(dataset, f"the folder {folder!r}")

@@ -14,6 +14,7 @@ from datasets import Dataset
 
 from packmamba.data.sources.base import Source
 from packmamba.data.sources.stream import MixedStream, Stream
+from packmamba.errors import UsageError
 
 _log = logging.getLogger(__name__)
 
@@ -55,7 +56,7 @@ class Mixture(Source):
                 parts, probabilities=probabilities, seed=self.seed, stopping_strategy=self.stopping_strategy
             )
         except ValueError as error:  # messages with other fields beside role and content
-            raise ValueError(f"the columns of a mixture's sources do not fit together: {error}") from error
+            raise UsageError(f"the columns of a mixture's sources do not fit together: {error}") from error
         sizes = ", ".join(f"{len(part)} of {type(s).__name__}" for part, s in zip(parts, self.sources, strict=True))
         _log.info("a mixture of %d documents, %s, from %s", len(mixed), self.stopping_strategy, sizes)
         return mixed
@@ -68,20 +69,20 @@ class Mixture(Source):
     def _probabilities(self) -> list[float]:
         """The weights as what they add up to 1 with. Raises ValueError for fields that cannot be used."""
         if self.stopping_strategy not in get_args(StoppingStrategy):
-            raise ValueError(
+            raise UsageError(
                 f"unknown stopping_strategy {self.stopping_strategy!r}; available: "
                 f"{', '.join(get_args(StoppingStrategy))}"
             )
         if len(self.sources) < 2:
-            raise ValueError(f"a mixture needs at least two sources, got {len(self.sources)}")
+            raise UsageError(f"a mixture needs at least two sources, got {len(self.sources)}")
         if len(self.weights) != len(self.sources):
-            raise ValueError(
+            raise UsageError(
                 f"a mixture needs one weight a source, got {len(self.weights)} weights for {len(self.sources)} sources"
             )
         for index, weight in enumerate(self.weights):
             if not (math.isfinite(weight) and weight > 0):
-                raise ValueError(f"weights must be positive numbers, got {weight} for source {index}")
+                raise UsageError(f"weights must be positive numbers, got {weight} for source {index}")
         if len({source.streaming for source in self.sources}) > 1:
             read = ", ".join(f"{source} is {'' if source.streaming else 'not '}streamed" for source in self.sources)
-            raise ValueError(f"a mixture reads all of its sources as streams, or none; {read}")
+            raise UsageError(f"a mixture reads all of its sources as streams, or none; {read}")
         return (np.array(self.weights) / sum(self.weights)).tolist()

@@ -15,6 +15,7 @@ from datasets import Dataset
 
 from packmamba.data.cache import key_of, progress_bar
 from packmamba.data.sources.base import Source, stored_once
+from packmamba.errors import MissingFileError
 
 _log = logging.getLogger(__name__)
 
@@ -34,7 +35,7 @@ class PythonDocs(Source):
             path for path in library.rglob("*.py") if not _NOT_LIBRARY & set(path.parts[len(library.parts) :])
         )
         if not files:
-            raise FileNotFoundError(f"no .py file in {library}: this Python has no source of its standard library")
+            raise MissingFileError(f"no .py file in {library}: this Python has no source of its standard library")
         stamps = [(str(path.relative_to(library)), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
         folder = cache_dir / "python-docs" / key_of(sys.version, stamps)
         return stored_once(folder, lambda: _python_documents(files))

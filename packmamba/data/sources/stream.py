@@ -11,6 +11,8 @@ import numpy as np
 import pyarrow as pa
 from datasets import IterableDataset
 
+from packmamba.errors import UsageError
+
 
 class Stream(ABC):
     """The documents of a source, shard after shard."""
@@ -57,7 +59,7 @@ class TableStream(Stream):
                         kept = table.slice(skipped).select(list(self.columns))
                         yield kept.rename_columns(list(self.columns.values()))
         except (ValueError, EOFError) as error:
-            raise ValueError(f"cannot read {self.fault() or f'{self.origin}: {error}'}") from error
+            raise UsageError(f"cannot read {self.fault() or f'{self.origin}: {error}'}") from error
 
 
 _DRAWS = 1000
@@ -126,7 +128,7 @@ class _Reader:
         self._tables = (table for table in self._stream.tables(range(self._stream.num_shards)) if len(table))
         self._next = next(self._tables, None)
         if self._next is None:
-            raise ValueError("a source of a mixture has no document; each needs at least one")
+            raise UsageError("a source of a mixture has no document; each needs at least one")
 
     def take(self, count: int) -> pa.Table:
         """The next documents; fewer where they have run out and do not begin again."""

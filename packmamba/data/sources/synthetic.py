@@ -17,6 +17,7 @@ from datasets import Dataset
 from packmamba.data.cache import key_of
 from packmamba.data.lengths import sample_histogram, sample_lengths
 from packmamba.data.sources.base import Source, stored_once
+from packmamba.errors import UsageError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,7 +31,7 @@ class SyntheticSource(Source):
 
     def load(self, cache_dir: Path) -> Dataset:
         if self.num_documents < 1:
-            raise ValueError(f"{type(self).__name__}.num_documents must be at least 1, got {self.num_documents}")
+            raise UsageError(f"{type(self).__name__}.num_documents must be at least 1, got {self.num_documents}")
         self.check()
         folder = cache_dir / "synthetic" / key_of(self, self.depends_on())
         return stored_once(folder, lambda: self.texts(np.random.default_rng(self.seed)))
@@ -60,7 +61,7 @@ class Recall(SyntheticSource):
 
     def check(self) -> None:
         if not 1 <= self.max_pairs <= len(ascii_letters):
-            raise ValueError(f"Recall.max_pairs must be between 1 and {len(ascii_letters)}, got {self.max_pairs}")
+            raise UsageError(f"Recall.max_pairs must be between 1 and {len(ascii_letters)}, got {self.max_pairs}")
 
     def texts(self, generator: np.random.Generator) -> list[str]:
         texts = []
@@ -82,7 +83,7 @@ class Copy(SyntheticSource):
 
     def check(self) -> None:
         if self.max_length < 1:
-            raise ValueError(f"Copy.max_length must be at least 1, got {self.max_length}")
+            raise UsageError(f"Copy.max_length must be at least 1, got {self.max_length}")
 
     def texts(self, generator: np.random.Generator) -> list[str]:
         lengths = generator.integers(1, self.max_length + 1, self.num_documents)

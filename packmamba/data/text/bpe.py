@@ -11,6 +11,7 @@ from typing import Any, cast
 from datasets import Dataset
 
 from packmamba.data.cache import new_folder
+from packmamba.errors import FileInTheWayError, UsageError
 
 SPECIAL_TOKENS = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
 CHAT_TOKENS = ["<|im_start|>", "<|im_end|>"]
@@ -23,11 +24,11 @@ SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS) + len(CHAT_TOKENS)
 def require_trainable(vocab_size: int, folder: Path) -> None:
     """Raises ValueError for a vocabulary below `SMALLEST_VOCABULARY`, FileExistsError for a folder that exists."""
     if vocab_size < SMALLEST_VOCABULARY:
-        raise ValueError(
+        raise UsageError(
             f"vocab_size must be at least {SMALLEST_VOCABULARY}, the 256 bytes and the special tokens; got {vocab_size}"
         )
     if folder.exists():
-        raise FileExistsError(f"{str(folder)!r} is there already; name a new folder, or remove this one")
+        raise FileInTheWayError(f"{str(folder)!r} is there already; name a new folder, or remove this one")
 
 
 def train_bpe(dataset: Dataset, vocab_size: int, folder: Path) -> None:

@@ -21,6 +21,7 @@ from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from packmamba.data.text.tokenizers import Tokenizer
+from packmamba.errors import MissingFileError, UsageError
 
 Message = dict[str, Any]
 
@@ -40,7 +41,7 @@ _PRIVATE_USE = range(0xE000, 0xF900)
 """Characters of which two mark what is between the template's `generation` tags while it is rendered."""
 
 
-class ConversationError(ValueError):
+class ConversationError(UsageError):
     """A conversation that cannot be written out."""
 
 
@@ -86,14 +87,14 @@ class ChatTemplate:
         source = tokenizer.chat_template
         if path is not None:
             if not Path(path).expanduser().is_file():
-                raise FileNotFoundError(f"there is no chat template {path!r}; name a Jinja file")
+                raise MissingFileError(f"there is no chat template {path!r}; name a Jinja file")
             source = Path(path).expanduser().read_text()
         template = cls(source or CHATML, tokenizer.special_tokens)
         try:
             _ = template._compiled
         except TemplateSyntaxError as error:
             origin = "the tokenizer's chat template" if path is None else f"the chat template {path!r}"
-            raise ValueError(f"{origin} is not Jinja: line {error.lineno}: {error.message}") from error
+            raise UsageError(f"{origin} is not Jinja: line {error.lineno}: {error.message}") from error
         return template
 
     @cached_property

@@ -23,6 +23,7 @@ from packmamba.data.text.chat import ChatTemplate
 from packmamba.data.text.encode import Encoder
 from packmamba.data.text.parallel import encode_all, num_workers, undecodable
 from packmamba.data.text.tokenizers import Tokenizer
+from packmamba.errors import UsageError
 
 _log = logging.getLogger(__name__)
 
@@ -172,7 +173,7 @@ def _write(dataset: Dataset, encoder: Encoder, workers: int, text_digest: str, f
             progress.advance(task, encoded.lengths.size)
     offsets = np.cumsum(np.concatenate(lengths), dtype=np.int64)
     if not offsets[-1]:
-        raise ValueError(f"all {len(dataset)} documents are empty after tokenisation; at least one needs a token")
+        raise UsageError(f"all {len(dataset)} documents are empty after tokenisation; at least one needs a token")
     if late_turns:
         _log.warning(
             "%d of the assistant's turns begin inside a token that also holds the end of what comes before, and is not "

@@ -10,9 +10,10 @@ import numpy as np
 
 from packmamba.data.text.chat import ChatTemplate, ConversationError, conversation
 from packmamba.data.text.tokenizers import Encoded, Tokenizer
+from packmamba.errors import UsageError
 
 
-class RowError(ValueError):
+class RowError(UsageError):
     """A row of a source that cannot be encoded; the message names it by its number."""
 
 
@@ -100,7 +101,7 @@ class Encoder:
     def _checked(self, documents: Sequence[np.ndarray]) -> np.ndarray:
         tokens = np.concatenate(documents)
         if (largest := int(tokens.max(initial=0))) >= self.tokenizer.vocab_size:
-            raise ValueError(
+            raise UsageError(
                 f"the tokenizer gave token id {largest}, but its vocabulary has {self.tokenizer.vocab_size} entries"
             )
         return tokens.astype(self.dtype)

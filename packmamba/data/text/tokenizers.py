@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from packmamba.errors import MissingFileError, MissingPackageError, UsageError
+
 
 class Encoded(NamedTuple):
     """A text's token ids, and which of its characters each token is made from: int64 (T,) each."""
@@ -74,7 +76,7 @@ class Tokenizer(ABC):
 
         Raises ValueError if the tokenizer cannot tell.
         """
-        raise ValueError(f"{self} does not say which characters a token is made from, which conversations need")
+        raise UsageError(f"{self} does not say which characters a token is made from, which conversations need")
 
     @property
     def chat_template(self) -> str | None:
@@ -149,7 +151,7 @@ class ByteTokenizer(Tokenizer):
         values = np.asarray(ids, dtype=np.int64)
         wrong = values[(values < 0) | (values >= self.vocab_size)]
         if wrong.size:
-            raise ValueError(f"token id {wrong[0]} does not exist; ids are 0 to {self.vocab_size - 1}")
+            raise UsageError(f"token id {wrong[0]} does not exist; ids are 0 to {self.vocab_size - 1}")
         return values[values < 256].astype(np.uint8).tobytes().decode(errors="replace")
 
 
@@ -167,7 +169,7 @@ class FolderTokenizer(Tokenizer):
     def __post_init__(self) -> None:
         for wanted, name, token in ((self.add_bos, "bos", self.bos_id), (self.add_eos, "eos", self.eos_id)):
             if wanted and token is None:
-                raise ValueError(f"tokenizer {self.path!r} has no {name} token; set add_{name}=False")
+                raise UsageError(f"tokenizer {self.path!r} has no {name} token; set add_{name}=False")
 
     @property
     @abstractmethod
@@ -200,9 +202,7 @@ class BPETokenizer(FolderTokenizer):
     def _folder(self) -> Path:
         folder = Path(self.path).expanduser()
         if not folder.is_dir():
-            raise FileNotFoundError(
-                f"there is no tokenizer folder {self.path!r}; `packmamba tokenizer train` makes one"
-            )
+            raise MissingFileError(f"there is no tokenizer folder {self.path!r}; `packmamba tokenizer train` makes one")
         return folder
 
     @cached_property
@@ -212,11 +212,11 @@ class BPETokenizer(FolderTokenizer):
         file = self._folder / "tokenizer.json"
         if not file.is_file():
             there = ", ".join(sorted(path.name for path in self._folder.iterdir())) or "nothing"
-            raise ValueError(f"the folder {self.path!r} holds no tokenizer.json, but {there}; choose another")
+            raise UsageError(f"the folder {self.path!r} holds no tokenizer.json, but {there}; choose another")
         try:
             return RustTokenizer.from_str(file.read_text())
         except Exception as error:  # the library raises nothing more specific
-            raise ValueError(f"cannot read {str(file)!r} as a tokenizer: {error}") from error
+            raise UsageError(f"cannot read {str(file)!r} as a tokenizer: {error}") from error
 
     @cached_property
     def _config(self) -> dict[str, Any]:
@@ -224,7 +224,7 @@ class BPETokenizer(FolderTokenizer):
         try:
             return json.loads(file.read_text()) if file.is_file() else {}
         except ValueError as error:
-            raise ValueError(f"cannot read {str(file)!r}: {error}") from error
+            raise UsageError(f"cannot read {str(file)!r}: {error}") from error
 
     @property
     def special_tokens(self) -> dict[str, str]:
@@ -288,7 +288,7 @@ class HFTokenizer(FolderTokenizer):
 
     def __post_init__(self) -> None:
         if importlib.util.find_spec("transformers") is None:
-            raise ImportError(
+            raise MissingPackageError(
                 f"HFTokenizer({self.path!r}) needs transformers: pip install 'packmamba[hf]'; "
                 "ByteTokenizer needs nothing, BPETokenizer reads a tokenizer.json without it"
             )
@@ -300,7 +300,7 @@ class HFTokenizer(FolderTokenizer):
         # A name on the hub is `name` or `owner/name`; whatever else is a path, asking the hub would take a minute.
         on_hub = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", self.path) and not self.path.startswith(".")
         if not folder.is_dir() and (not on_hub or (len(folder.parts) > 1 and folder.parent.is_dir())):
-            raise FileNotFoundError(f"there is no tokenizer folder {self.path!r}")
+            raise MissingFileError(f"there is no tokenizer folder {self.path!r}")
         from transformers import AutoTokenizer
 
         try:
@@ -309,10 +309,10 @@ class HFTokenizer(FolderTokenizer):
             reason = str(error).partition("\n")[0]
             if folder.is_dir():
                 there = ", ".join(sorted(path.name for path in folder.iterdir())) or "nothing"
-                raise ValueError(
+                raise UsageError(
                     f"the folder {self.path!r} holds no tokenizer that transformers can read, but {there}: {reason}"
                 ) from error
-            raise FileNotFoundError(
+            raise MissingFileError(
                 f"there is no folder {self.path!r}, and no tokenizer of that name can be had from the hub: {reason}"
             ) from error
 
@@ -353,7 +353,7 @@ class HFTokenizer(FolderTokenizer):
 
     def encode_with_offsets(self, texts: Sequence[str]) -> list[Encoded]:
         if not self._tokenizer.is_fast:
-            raise ValueError(
+            raise UsageError(
                 f"tokenizer {self.path!r} is written in Python and does not say which characters a token is made from, "
                 "which conversations need; use one with a tokenizer.json"
             )

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from packmamba.data import PackedDataModule
-from packmamba.data.loader import Position
+from packmamba.data.position import Position
 from packmamba.data.resume.progress import TrainingProgress
 from packmamba.data.sources import Files
 from packmamba.data.text.tokenizers import ByteTokenizer

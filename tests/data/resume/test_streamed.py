@@ -162,9 +162,11 @@ def test_empty_documents_are_skipped_with_a_warning_or_refused(make, write_jsonl
 def test_a_section_without_any_token_is_passed_over(make, write_jsonl):
     texts = [*DOCUMENTS[:16], *[""] * 20, *DOCUMENTS[16:]]
     source = Files(paths=[write_jsonl(texts, "holes.jsonl")], streaming=True)
-    with pytest.warns(UserWarning, match="row 32 of"):
+    with pytest.warns(UserWarning, match="row 16 of"):
         epoch = list(itertools.chain(*epoch_of(make(source=source))))
     assert sorted(text for _, text in epoch) == sorted(DOCUMENTS)
+    with pytest.raises(ValueError, match=r"row 16 of Files.* is empty after tokenisation; drop such rows"):
+        epoch_of(make(source=source, empty_documents="error"))
     nothing = Files(paths=[write_jsonl([""] * 40, "nothing.jsonl")], streaming=True)
     with pytest.raises(ValueError, match="no document with a token"):
         epoch_of(make(source=nothing))
