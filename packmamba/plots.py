@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from packmamba.errors import MissingPackageError, UsageError
+
 if TYPE_CHECKING:
     from packmamba.compare.throughput import ModeResult
     from packmamba.data.statistics import PackingReport
@@ -17,11 +19,11 @@ COLOURS = ("#2a6f97", "#e07a5f", "#8d99ae", "#81b29a", "#f2cc8f")
 
 
 def import_pyplot() -> Any:
-    """matplotlib.pyplot drawing to files. Raises ModuleNotFoundError naming the extra where it is missing."""
+    """matplotlib.pyplot drawing to files. Raises MissingPackageError naming the extra where it is missing."""
     try:
         import matplotlib
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("pictures need matplotlib: pip install 'packmamba[plots]'") from error
+        raise MissingPackageError("pictures need matplotlib: pip install 'packmamba[plots]'") from error
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
@@ -31,12 +33,12 @@ def import_pyplot() -> Any:
 def read_metric(metrics_csv: Path, name: str) -> tuple[list[int], list[float]]:
     """(steps, values) of one column of a CSV log, rows without it left out.
 
-    Raises ValueError if the log has no such column, listing what it has.
+    Raises UsageError if the log has no such column, listing what it has.
     """
     with metrics_csv.open(newline="") as file:
         reader = csv.DictReader(file)
         if name not in (reader.fieldnames or ()):
-            raise ValueError(f"{metrics_csv} has no column {name!r}; it has: {', '.join(reader.fieldnames or ())}")
+            raise UsageError(f"{metrics_csv} has no column {name!r}; it has: {', '.join(reader.fieldnames or ())}")
         rows = [(int(row["step"]), float(row[name])) for row in reader if row[name]]
     return [step for step, _ in rows], [value for _, value in rows]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from packmamba.config import ModelConfig
 from packmamba.data import PackedDataModule
+from packmamba.errors import MissingFileError, MissingPackageError, UsageError, UsageFileError, usage_of
 from packmamba.model import attention_cost
+from packmamba.shipped_configs import with_config_paths
 from packmamba.training.callbacks import BestCheckpoint, LastCheckpoint, PackedProgressBar, PredictionWriter
 from packmamba.training.lit import LitHybridLM
 
@@ -73,7 +77,12 @@ class PackmambaCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         trainer = self._get(self.config, "trainer")
         if self.subcommand == "fit" and trainer.max_steps == -1 and trainer.max_epochs is None:
-            raise ValueError("how long to train is not set: give trainer.max_steps or trainer.max_epochs")
+            raise UsageError("how long to train is not set: give trainer.max_steps or trainer.max_epochs")
+        with usage_of("--trainer.default_root_dir"):
+            if trainer.logger in (None, True):
+                _log_root(trainer).mkdir(parents=True, exist_ok=True)
+        with usage_of("--data.cache_dir"):
+            Path(self._get(self.config, "data").cache_dir).expanduser().mkdir(parents=True, exist_ok=True)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(self._arguments)
@@ -82,8 +91,22 @@ class PackmambaCLI(LightningCLI):
         """LightningCLI replaces the given configuration by the checkpoint's without a word; here the given one stands,
         and LitHybridLM raises an error where the two models differ."""
         path = self.config[self.config.subcommand].get("ckpt_path")
-        if path and path not in ("best", "last", "hpc") and not Path(path).exists():
-            raise FileNotFoundError(f"ckpt_path {path!r} does not exist")
+        if not path or path in ("best", "last", "hpc"):
+            return
+        if not Path(path).exists():
+            raise MissingFileError(f"ckpt_path {path!r} does not exist")
+        if Path(path).is_file() and not zipfile.is_zipfile(path):
+            raise UsageFileError(
+                f"ckpt_path {path!r} is not a checkpoint, or is cut off: torch.save writes zip archives"
+            )
+
+    def instantiate_classes(self) -> None:
+        try:
+            super().instantiate_classes()
+        except ModuleNotFoundError as error:  # of a class that an option names, such as a logger
+            if isinstance(error, UsageError) or (error.name or "").startswith("packmamba"):
+                raise
+            raise MissingPackageError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given = self._get(self.config_init, "trainer")
@@ -97,8 +120,11 @@ class PackmambaCLI(LightningCLI):
             self._parser(self.subcommand).callback_keys.clear()
         if given.get("logger") in (None, True):
             name = self._get(self.config_init, "name")
-            kwargs["logger"] = CSVLogger(given.get("default_root_dir") or "runs", name=name)
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+            kwargs["logger"] = CSVLogger(_log_root(given), name=name)
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except ValueError as error:  # a value of an option that Lightning does not accept
+            raise UsageError(f"trainer: {error}") from error
 
     def after_fit(self) -> None:
         folder = self.trainer.log_dir  # on every rank: reading it is a broadcast
@@ -110,6 +136,10 @@ class PackmambaCLI(LightningCLI):
                 print(f"checkpoint: {Path(path)}")
         if self.trainer.logger is not None:
             print(f"log: {folder}")
+
+
+def _log_root(trainer: Any) -> Path:
+    return Path(trainer.get("default_root_dir") or "runs")
 
 
 def _attention_cost(config: Any) -> float:
@@ -127,7 +157,7 @@ def run(argv: list[str]) -> PackmambaCLI:
 
     argv: the command (fit, validate, test or predict) and its options.
 
-    Raises ValueError for options and configuration files that cannot be understood.
+    Raises UsageError for options and configuration files that cannot be understood, or that Lightning refuses.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     # Lightning advertises another logger at every start.
@@ -136,9 +166,11 @@ def run(argv: list[str]) -> PackmambaCLI:
     if argv[0] != "fit":
         warnings.filterwarnings("ignore", message="The dirpath has changed")  # nothing is saved
     try:
-        return PackmambaCLI(argv)
+        return PackmambaCLI(with_config_paths(argv))
     except ArgumentError as error:
-        raise ValueError(explain(str(error))) from error
+        raise UsageError(explain(str(error))) from error
+    except MisconfigurationException as error:
+        raise UsageError(" ".join(str(error).split())) from error
 
 
 def explain(message: str) -> str:
