@@ -1,0 +1,58 @@
+"""The training configurations that come with packmamba, by name: `--config quickstart` works in any folder."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from packmamba.errors import MissingFileError, did_you_mean
+
+OPTIONS = ("-c", "--config")
+
+
+def configs_folder() -> Path:
+    """`packmamba/configs/` of an installed wheel; `configs/` of a checkout."""
+    installed = Path(__file__).parent / "configs"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def config_names() -> list[str]:
+    """The names that `--config` takes beside paths."""
+    return sorted(path.stem for path in configs_folder().glob("*.yaml"))
+
+
+def find_config(text: str) -> Path:
+    """The file that `--config text` means: the one with this path, else the shipped one with this name.
+
+    Raises MissingFileError where there is neither, naming the configurations that are shipped.
+    """
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        return path
+    names = config_names()
+    if text in names:
+        return configs_folder() / f"{text}.yaml"
+    shipped = f"configurations that come with packmamba: {', '.join(names)}"
+    raise MissingFileError(f"--config: File does not exist: {text!r}; {shipped}{did_you_mean(path.stem, names)}")
+
+
+def with_config_paths(arguments: Sequence[str]) -> list[str]:
+    """Options with the path of its file in place of every `--config`'s value. YAML instead of a path stays as it is.
+
+    Raises MissingFileError as `find_config` does.
+    """
+    replaced: list[str] = []
+    for argument in arguments:
+        option, equals, value = argument.partition("=")
+        if replaced and replaced[-1] in OPTIONS:
+            replaced.append(_path_of(argument))
+        elif equals and option in OPTIONS:
+            replaced.append(f"{option}={_path_of(value)}")
+        else:
+            replaced.append(argument)
+    return replaced
+
+
+def _path_of(value: str) -> str:
+    is_yaml = any(sign in value for sign in ("{", "\n", ": "))
+    return value if is_yaml or value == "-" else str(find_config(value))
