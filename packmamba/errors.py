@@ -51,6 +51,29 @@ def usage_of(option: str) -> Iterator[None]:
         raise UsageFileError(f"{option}:{where} {error.strerror or error}") from error
 
 
+@contextmanager
+def usage_errors_behind() -> Iterator[None]:
+    """Around a library that makes objects by their options, and wraps the errors of constructors in its own: raises the
+    UsageError that is among the causes, or MissingPackageError for a package that an object needs."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (ValueError, ImportError) as error:
+        for cause in _causes(error):
+            if isinstance(cause, UsageError):
+                raise cause from error
+            if isinstance(cause, ModuleNotFoundError) and not (cause.name or "").startswith("packmamba"):
+                raise MissingPackageError(str(cause)) from error
+        raise
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """`; did you mean 'fit'?` where one of the names is close to the given one, else nothing."""
     close = difflib.get_close_matches(name, list(names), n=1)

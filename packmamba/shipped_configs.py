@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from packmamba.errors import MissingFileError, did_you_mean
@@ -41,18 +41,23 @@ def with_config_paths(arguments: Sequence[str]) -> list[str]:
 
     Raises MissingFileError as `find_config` does.
     """
-    replaced: list[str] = []
-    for argument in arguments:
-        option, equals, value = argument.partition("=")
-        if replaced and replaced[-1] in OPTIONS:
-            replaced.append(_path_of(argument))
-        elif equals and option in OPTIONS:
-            replaced.append(f"{option}={_path_of(value)}")
-        else:
-            replaced.append(argument)
+    replaced = list(arguments)
+    for i, prefix, value in _config_values(arguments):
+        is_yaml = any(sign in value for sign in ("{", "\n", ": "))
+        replaced[i] = prefix + (value if is_yaml or value == "-" else str(find_config(value)))
     return replaced
 
 
-def _path_of(value: str) -> str:
-    is_yaml = any(sign in value for sign in ("{", "\n", ": "))
-    return value if is_yaml or value == "-" else str(find_config(value))
+def given_configs(arguments: Sequence[str]) -> list[str]:
+    """The value of every `--config`."""
+    return [value for _, _, value in _config_values(arguments)]
+
+
+def _config_values(arguments: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """(index, text before the value, value) of the arguments that hold a configuration."""
+    for i, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if equals and option in OPTIONS:
+            yield i, f"{option}=", value
+        elif i and arguments[i - 1] in OPTIONS:
+            yield i, "", argument

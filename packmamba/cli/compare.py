@@ -54,8 +54,8 @@ DEFAULT_MODES = ("packed", "padded", "padded_sorted", "single", "mamba-ssm/padde
 
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Yields a function to call with the name of each pass that is done: it moves a bar on, or prints a line where there
-    is no rich or no terminal."""
+    """Yields a function to call with the name of each pass that is done: it moves a bar on, or prints a line without
+    rich or without a terminal."""
     done = itertools.count(1)
     if importlib.util.find_spec("rich") is None or not sys.stderr.isatty():
         yield lambda text: print(f"{next(done)}/{total} {text}", file=sys.stderr, flush=True)

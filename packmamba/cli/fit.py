@@ -5,21 +5,22 @@ from __future__ import annotations
 import logging
 import warnings
 import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.utilities.exceptions import MisconfigurationException
 
 from packmamba.config import ModelConfig
 from packmamba.data import PackedDataModule
-from packmamba.errors import MissingFileError, MissingPackageError, UsageError, UsageFileError, usage_of
+from packmamba.errors import MissingFileError, UsageError, UsageFileError, usage_errors_behind, usage_of
 from packmamba.model import attention_cost
-from packmamba.shipped_configs import with_config_paths
+from packmamba.shipped_configs import given_configs, with_config_paths
 from packmamba.training.callbacks import BestCheckpoint, LastCheckpoint, PackedProgressBar, PredictionWriter
 from packmamba.training.lit import LitHybridLM
 
@@ -96,17 +97,11 @@ class PackmambaCLI(LightningCLI):
         if not Path(path).exists():
             raise MissingFileError(f"ckpt_path {path!r} does not exist")
         if Path(path).is_file() and not zipfile.is_zipfile(path):
-            raise UsageFileError(
-                f"ckpt_path {path!r} is not a checkpoint, or is cut off: torch.save writes zip archives"
-            )
+            raise UsageFileError(f"ckpt_path {path!r} is not a checkpoint, or not a whole one: it is no zip archive")
 
     def instantiate_classes(self) -> None:
-        try:
+        with usage_errors_behind():
             super().instantiate_classes()
-        except ModuleNotFoundError as error:  # of a class that an option names, such as a logger
-            if isinstance(error, UsageError) or (error.name or "").startswith("packmamba"):
-                raise
-            raise MissingPackageError(str(error)) from error
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given = self._get(self.config_init, "trainer")
@@ -123,7 +118,9 @@ class PackmambaCLI(LightningCLI):
             kwargs["logger"] = CSVLogger(_log_root(given), name=name)
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
-        except ValueError as error:  # a value of an option that Lightning does not accept
+        except UsageError:
+            raise
+        except ValueError as error:  # the value of an option that Lightning does not accept
             raise UsageError(f"trainer: {error}") from error
 
     def after_fit(self) -> None:
@@ -165,19 +162,27 @@ def run(argv: list[str]) -> PackmambaCLI:
     warnings.filterwarnings("ignore", message=".*LeafSpec", module="lightning")  # its own use of torch
     if argv[0] != "fit":
         warnings.filterwarnings("ignore", message="The dirpath has changed")  # nothing is saved
+    arguments = with_config_paths(argv)
     try:
-        return PackmambaCLI(with_config_paths(argv))
+        return PackmambaCLI(arguments)
     except ArgumentError as error:
-        raise UsageError(explain(str(error))) from error
+        raise UsageError(explain(str(error), arguments)) from error
     except MisconfigurationException as error:
         raise UsageError(" ".join(str(error).split())) from error
+    except ValueError as error:
+        # The option that Lightning checks last, when it knows how many batches there are.
+        if isinstance(error, UsageError) or "val_check_interval" not in str(error):
+            raise
+        raise UsageError(f"trainer: {error}") from error
 
 
-def explain(message: str) -> str:
-    """A parser's message, with a hint where YAML is known to surprise."""
+def explain(message: str, arguments: Sequence[str]) -> str:
+    """A parser's message about `arguments`, with a hint where YAML is known to surprise."""
     message = " ".join(message.split())
     if "layer_pattern" in message and "Expected a <class 'str'>" in message:
         return f'{message}; a pattern of digits is a number in YAML: quote it, layer_pattern: "1111"'
     if "alias" in message:
         return f'{message}; a value that begins with * is an alias in YAML: quote it, layer_pattern: "*1*1"'
+    if "parsing config" in message:  # says the line, but not the file
+        return f"{message}; in {', '.join(given_configs(arguments))}"
     return message

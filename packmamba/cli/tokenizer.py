@@ -15,7 +15,7 @@ from packmamba.data.cache import DEFAULT_CACHE_DIR
 from packmamba.data.sources import PythonDocs, Source
 from packmamba.data.text.bpe import require_trainable, texts_of, train_bpe
 from packmamba.data.text.tokenizers import BPETokenizer
-from packmamba.errors import UsageError, usage_of
+from packmamba.errors import UsageError, usage_errors_behind, usage_of
 
 MEASURED = 10_000
 """Documents at most whose bytes and tokens are counted, spread over all."""
@@ -65,7 +65,9 @@ def _parse(argv: Sequence[str]) -> Namespace:
     train.add_argument("--output", type=str, required=True, help="A new folder for the tokenizer.")
     parser.add_subcommands().add_subcommand("train", train, help="train a tokenizer")
     try:
-        return cast(Namespace, parser.instantiate_classes(parser.parse_args(list(argv))))["train"]
+        values = parser.parse_args(list(argv))
+        with usage_errors_behind():
+            return cast(Namespace, parser.instantiate_classes(values))["train"]
     except ArgumentError as error:
         raise UsageError(" ".join(str(error).split())) from error
 

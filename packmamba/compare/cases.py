@@ -14,7 +14,7 @@ import numpy as np
 from packmamba.compare.modes import PACKING_STRATEGIES, Mode, parse_mode
 from packmamba.config import PRESETS, ModelConfig
 from packmamba.data.lengths import DISTRIBUTIONS, read_lengths, sample_histogram, sample_lengths
-from packmamba.errors import MissingPackageError, UsageError, UsageFileError, did_you_mean
+from packmamba.errors import MissingPackageError, UsageError, UsageFileError, did_you_mean, usage_errors_behind
 from packmamba.shipped_configs import config_names, find_config
 
 
@@ -111,7 +111,8 @@ def _lengths_of_data(configuration: str) -> np.ndarray:
         parser, values = parse_configuration(["--config", str(find_config(configuration))])
     except ArgumentError as error:
         raise UsageError(" ".join(str(error).split())) from error
-    module = parser.instantiate(values).data
+    with usage_errors_behind():
+        module = parser.instantiate(values).data
     module.setup("fit")
     return module.documents("train").lengths
 
