@@ -1,4 +1,4 @@
-"""The pictures: loss, throughput, lengths and padding. Needs matplotlib, which only these functions import."""
+"""Pictures of a training log, and of lengths and padding. Needs matplotlib, which only these functions import."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ import numpy as np
 from packmamba.errors import MissingPackageError, UsageError
 
 if TYPE_CHECKING:
-    from packmamba.compare.throughput import ModeResult
     from packmamba.data.statistics import PackingReport
 
 COLOURS = ("#2a6f97", "#e07a5f", "#8d99ae", "#81b29a", "#f2cc8f")
@@ -52,25 +51,6 @@ def plot_loss(metrics_csv: Path, png: Path, *, title: str) -> None:
     axes.set(xlabel="optimiser step", ylabel="loss (nats per token)", title=title)
     axes.grid(alpha=0.3)
     axes.legend(frameon=False)
-    figure.savefig(png, dpi=150)
-    plt.close(figure)
-
-
-def plot_throughput(results: Sequence[ModeResult], png: Path, *, title: str) -> None:
-    """Real tokens a second for each mode: the bar is the median, the whisker runs from the slowest to the fastest."""
-    plt = import_pyplot()
-    figure, axes = plt.subplots(figsize=(7, 4), constrained_layout=True)
-    medians = [result.tokens_per_second for result in results]
-    whiskers = [
-        [median - result.slowest for median, result in zip(medians, results, strict=True)],
-        [result.fastest - median for median, result in zip(medians, results, strict=True)],
-    ]
-    names = [f"{result.mode}\n{result.padding_fraction:.0%} padding" for result in results]
-    bars = axes.bar(names, medians, yerr=whiskers, capsize=5, color=COLOURS[: len(results)], width=0.6)
-    axes.bar_label(bars, [f"{median:,.0f}" for median in medians], padding=4)
-    axes.set(ylabel="real tokens per second", title=title)
-    axes.set_ylim(0, 1.15 * max(result.fastest for result in results))
-    axes.spines[["top", "right"]].set_visible(False)
     figure.savefig(png, dpi=150)
     plt.close(figure)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,34 +18,53 @@ PACKAGES = {
     "benchmarks": ROOT / "benchmarks",
 }
 
-ARROW = ["errors", "visible_pairs", "packing", "config", "attention", "model", "metrics", "training"]
-"""Parts of packmamba; each may import those before it."""
+ALONE = {"errors", "visible_pairs", "environment", "shipped_configs"}
+"""Parts of packmamba that every other part may import; they import at most `errors`."""
+
+ARROW = ("packing", "config", "attention", "model")
+"""Each may import those before it, and the kernels."""
+
+USES = ("metrics", "training", "generation", "checkpoints", "compare", "experiments", "evaluation", "parallel")
+"""What is done with a model."""
+
+MODEL = {"packmamba_kernels", *ALONE, *ARROW}
 
 ALLOWED = {
     "packmamba_kernels": set(),
-    **{part: {"packmamba_kernels", *ARROW[:i]} for i, part in enumerate(ARROW)},
-    "environment": set(),
-    "plots": {"errors", "config", "data", "compare", "metrics"},
-    "data": {"errors", "visible_pairs", "packmamba_kernels", "packing"},
-    "compare": {
-        "errors",
-        "packmamba_kernels",
-        "packing",
-        "config",
-        "attention",
-        "model",
-        "metrics",
-        "data",
-        "environment",
-        "plots",
-    },
+    **{part: {"errors"} for part in ALONE},
+    **{part: {"packmamba_kernels", *ALONE, *ARROW[:i]} for i, part in enumerate(ARROW)},
+    **dict.fromkeys(USES, MODEL | {"metrics"}),
+    "data": {"packmamba_kernels", *ALONE, "packing"},
+    "plots": {*ALONE, "data"},
 }
-ALLOWED["cli"] = {"packmamba_kernels", *ARROW, "data", "environment", "plots", "compare"}
+ALLOWED["compare"] = {*MODEL, "metrics", "data", "plots"}
+ALLOWED["experiments"] = {*ALLOWED["compare"], "training"}
+ALLOWED["cli"] = {*MODEL, *USES, "data", "plots", "__init__"}
 ALLOWED["benchmarks"] = {*ALLOWED["cli"], "cli"}
-ALLOWED["__init__"] = {*ARROW, "data"}
+ALLOWED["__init__"] = {*MODEL, "data"}
 ALLOWED["__main__"] = {"cli"}
 ALLOWED["lit"] = ALLOWED["callbacks"] = {"training"}
-"""What each part may import, besides itself. cli finds the commands by name when they run."""
+"""Parts that each part may import, besides itself. cli finds the commands by name when they run."""
+
+PUBLIC = """
+packmamba: HybridLM ModelConfig PackedBatch Packing __version__
+packmamba.attention: varlen_attention
+packmamba.callbacks: BestCheckpoint LastCheckpoint PackedProgressBar PredictionWriter default_callbacks
+packmamba.config: AttentionConfig Mamba1Config ModelConfig PRESETS
+packmamba.data: PackedDataModule
+packmamba.data.collate: collate
+packmamba.data.packers: Packs STRATEGIES ThresholdFiltering pack stream_packs
+packmamba.data.sources: Copy DatasetFolder Files HubDataset Mixture PythonDocs RandomLengths Recall Source
+packmamba.data.tokenizers: BPETokenizer ByteTokenizer HFTokenizer Tokenizer
+packmamba.lit: LitHybridLM check_same_config learning_rate_factor
+packmamba.model: AttentionMixer GatedMLP HybridLM Mamba1Mixer attention_cost check_token_ids forward_flops
+packmamba.model: linear_cross_entropy no_decay_parameters parameter_groups training_flops
+packmamba.packing: PackedBatch Packing
+packmamba_kernels: causal_conv1d selective_scan
+packmamba_kernels.causal_conv1d.naive: causal_conv1d_naive
+packmamba_kernels.selective_scan.naive: selective_scan_naive
+"""
+"""Modules and their names that other people's code and YAML files import."""
 
 HEAVY = ("lightning", "datasets", "jsonargparse", "matplotlib", "transformers", "tokenizers", "pandas")
 
@@ -86,6 +106,33 @@ def test_imports_follow_the_dependency_arrow(part: str, path: Path) -> None:
     assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}; allowed: {sorted(ALLOWED[part])}"
 
 
+@pytest.mark.parametrize(("module", "names"), [line.split(": ") for line in PUBLIC.strip().splitlines()])
+def test_public_names_can_be_imported(module: str, names: str) -> None:
+    found = importlib.import_module(module)
+    missing = [name for name in names.split() if not hasattr(found, name)]
+    assert not missing, f"{module} has lost {missing}"
+
+
+def test_what_measures_the_project_is_not_in_the_project() -> None:
+    assert not [part for part, names in ALLOWED.items() if "benchmarks" in names]
+    assert "training" not in ALLOWED["compare"]
+    assert not {"cli", "model"} & ALLOWED["data"]
+
+
+@pytest.mark.parametrize("folder", ["packmamba", "kernels", "benchmarks", "tests", "examples"])
+def test_no_file_is_too_long_to_read(folder: str) -> None:
+    lines = {str(path.relative_to(ROOT)): path.read_text().count("\n") for path in (ROOT / folder).rglob("*.py")}
+    assert not {path: number for path, number in lines.items() if number > 400}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_room_says_what_it_is_for(package: str) -> None:
+    rooms = {
+        str(path): ast.get_docstring(ast.parse(path.read_text())) for path in PACKAGES[package].rglob("__init__.py")
+    }
+    assert not [path for path, docstring in rooms.items() if not docstring]
+
+
 def test_a_wrong_import_would_be_found() -> None:
     source = "def f():\n    from packmamba.model import HybridLM\n    import packmamba_kernels.schedule"
     assert parts_imported(source) == {"model", "packmamba_kernels"}
@@ -111,7 +158,7 @@ def loaded_by(statement: str) -> set[str]:
     "statement",
     [
         "import packmamba; packmamba.HybridLM; packmamba.ModelConfig; packmamba.Packing; packmamba.PackedBatch",
-        "import packmamba.compare; import packmamba.compare.throughput",
+        "import packmamba.compare; import packmamba.compare.throughput; import packmamba.compare.sweep",
         "import benchmarks; import benchmarks.operators.kernels",
         "import packmamba_kernels",
     ],

@@ -16,12 +16,13 @@ from rich.table import Table
 
 from packmamba.cli.fit import PackmambaCLI, run
 from packmamba.compare.modes import cut
+from packmamba.compare.plots import plot_throughput
 from packmamba.compare.report import positive
 from packmamba.compare.throughput import MODES, Comparison, ModeResult
 from packmamba.data import PackedDataModule
 from packmamba.environment import describe_environment
 from packmamba.errors import MissingPackageError, UsageError
-from packmamba.plots import import_pyplot, plot_loss, plot_throughput
+from packmamba.plots import import_pyplot, plot_loss
 from packmamba.training.callbacks import LastCheckpoint
 from packmamba.training.lit import LitHybridLM
 
