@@ -6,6 +6,10 @@ is also the built-in error that Python code expects, so `except ValueError` goes
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+
 
 class UsageError(ValueError):
     """A value that is not accepted. The message names it and what would be accepted."""
@@ -33,3 +37,44 @@ class MissingPackageError(UsageError, ModuleNotFoundError):
 
 class CannotRunError(UsageError, RuntimeError):
     """A named choice, such as an attention backend, that cannot run here. The message says why."""
+
+
+@contextmanager
+def usage_of(option: str) -> Iterator[None]:
+    """An OSError about the file or folder that an option names becomes a UsageFileError that names both."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except OSError as error:
+        where = "" if error.filename is None else f" {str(error.filename)!r}"
+        raise UsageFileError(f"{option}:{where} {error.strerror or error}") from error
+
+
+@contextmanager
+def usage_errors_behind() -> Iterator[None]:
+    """Around a library that makes objects by their options, and wraps the errors of constructors in its own: raises the
+    UsageError that is among the causes, or MissingPackageError for a package that an object needs."""
+    try:
+        yield
+    except UsageError:
+        raise
+    except (ValueError, ImportError) as error:
+        for cause in _causes(error):
+            if isinstance(cause, UsageError):
+                raise cause from error
+            if isinstance(cause, ModuleNotFoundError) and not (cause.name or "").startswith("packmamba"):
+                raise MissingPackageError(str(cause)) from error
+        raise
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__ or error.__context__
+
+
+def did_you_mean(name: str, names: Iterable[str]) -> str:
+    """`; did you mean 'fit'?` where one of the names is close to the given one, else nothing."""
+    close = difflib.get_close_matches(name, list(names), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""

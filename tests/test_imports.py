@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -17,47 +18,54 @@ PACKAGES = {
     "benchmarks": ROOT / "benchmarks",
 }
 
-ARROW = [
-    "errors",
-    "visible_pairs",
-    "packing",
-    "layer_config",
-    "config",
-    "attention",
-    "model",
-    "metrics",
-    "lightning_compat",
-    "training",
-]
-"""Parts of packmamba; each may import those before it."""
+ALONE = {"errors", "visible_pairs", "environment", "shipped_configs"}
+"""Parts of packmamba that every other part may import; they import at most `errors`."""
+
+ARROW = ("packing", "layer_config", "config", "attention", "model")
+"""Each may import those before it, and the kernels."""
+
+USES = ("metrics", "training", "generation", "checkpoints", "compare", "experiments", "evaluation", "parallel")
+"""What is done with a model."""
+
+MODEL = {"packmamba_kernels", *ALONE, *ARROW}
 
 ALLOWED = {
     "packmamba_kernels": set(),
-    **{part: {"packmamba_kernels", *ARROW[:i]} for i, part in enumerate(ARROW)},
-    "environment": set(),
-    "plots": {"errors", "config", "data", "compare", "metrics"},
-    # Resuming reads Lightning's counters, which is the business of lightning_compat alone.
-    "data": {"errors", "visible_pairs", "packmamba_kernels", "packing", "lightning_compat"},
-    "lightning_compat": set(),
-    "compare": {
-        "errors",
-        "packmamba_kernels",
-        "packing",
-        "config",
-        "attention",
-        "model",
-        "metrics",
-        "data",
-        "environment",
-        "plots",
-    },
+    **{part: {"errors"} for part in ALONE},
+    **{part: {"packmamba_kernels", *ALONE, *ARROW[:i]} for i, part in enumerate(ARROW)},
+    **dict.fromkeys(USES, MODEL | {"metrics", "lightning_compat"}),
+    "lightning_compat": {"errors"},
+    "data": {"packmamba_kernels", *ALONE, "packing", "lightning_compat"},
+    "plots": {*ALONE, "data"},
 }
-ALLOWED["cli"] = {"packmamba_kernels", *ARROW, "data", "environment", "plots", "compare"}
+ALLOWED["compare"] = {*MODEL, "metrics", "data", "plots"}
+ALLOWED["experiments"] = {*ALLOWED["compare"], "training"}
+ALLOWED["cli"] = {*MODEL, *USES, "lightning_compat", "data", "plots", "__init__"}
 ALLOWED["benchmarks"] = {*ALLOWED["cli"], "cli"}
-ALLOWED["__init__"] = {*ARROW, "data"}
+ALLOWED["__init__"] = {*MODEL, "data"}
 ALLOWED["__main__"] = {"cli"}
 ALLOWED["lit"] = ALLOWED["callbacks"] = {"training"}
-"""What each part may import, besides itself. cli finds the commands by name when they run."""
+"""Parts that each part may import, besides itself. cli finds the commands by name when they run."""
+
+PUBLIC = """
+packmamba: HybridLM ModelConfig PackedBatch Packing __version__
+packmamba.attention: varlen_attention
+packmamba.callbacks: BestCheckpoint LastCheckpoint PackedProgressBar PredictionWriter default_callbacks
+packmamba.config: AttentionConfig Mamba1Config ModelConfig PRESETS
+packmamba.data: PackedDataModule
+packmamba.data.collate: collate
+packmamba.data.packers: Packs STRATEGIES ThresholdFiltering pack stream_packs
+packmamba.data.sources: Copy DatasetFolder Files HubDataset Mixture PythonDocs RandomLengths Recall Source
+packmamba.data.tokenizers: BPETokenizer ByteTokenizer HFTokenizer Tokenizer
+packmamba.lit: LitHybridLM check_same_config learning_rate_factor
+packmamba.model: AttentionMixer GatedMLP HybridLM Mamba1Mixer attention_cost check_token_ids forward_flops
+packmamba.model: linear_cross_entropy no_decay_parameters parameter_groups training_flops
+packmamba.packing: PackedBatch Packing
+packmamba_kernels: causal_conv1d selective_scan
+packmamba_kernels.causal_conv1d.naive: causal_conv1d_naive
+packmamba_kernels.selective_scan.naive: selective_scan_naive
+"""
+"""Modules and their names that other people's code and YAML files import."""
 
 HEAVY = ("lightning", "datasets", "jsonargparse", "matplotlib", "transformers", "tokenizers", "pandas")
 
@@ -66,15 +74,16 @@ def modules() -> Iterator[tuple[str, Path]]:
     """(part, file) of every module."""
     for package, folder in PACKAGES.items():
         for path in sorted(folder.rglob("*.py")):
-            dotted = ".".join(path.relative_to(folder).with_suffix("").parts)
-            yield (part_of(dotted) if package == "packmamba" else package), path
+            relative = path.relative_to(folder)
+            yield (_part(relative.with_suffix("").parts) if package == "packmamba" else package), path
 
 
-def part_of(module: str) -> str:
-    """The part that a module of packmamba, named without `packmamba.`, belongs to."""
-    if module.startswith("training.lightning_compat"):
-        return "lightning_compat"
-    return module.partition(".")[0]
+def _part(names: tuple[str, ...]) -> str:
+    """The part of packmamba that holds a module or a name in it."""
+    if names[:2] == ("training", "lightning_compat"):
+        return "lightning_compat"  # of training, and of data too, for it knows Lightning and nothing else
+    is_module = names and any((PACKAGES["packmamba"] / f"{names[0]}{suffix}").exists() for suffix in ("", ".py"))
+    return names[0] if is_module else "__init__"
 
 
 def imports(tree: ast.AST) -> Iterator[str]:
@@ -95,7 +104,7 @@ def parts_imported(source: str) -> set[str]:
         if pieces[0] in ("packmamba_kernels", "benchmarks"):
             found.add(pieces[0])
         elif pieces[0] == "packmamba":
-            found.add(part_of(".".join(pieces[1:])) or "__init__")
+            found.add(_part(tuple(pieces[1:])))
     return found
 
 
@@ -106,11 +115,40 @@ def test_imports_follow_the_dependency_arrow(part: str, path: Path) -> None:
     assert not wrong, f"{path.relative_to(ROOT)} imports {sorted(wrong)}; allowed: {sorted(ALLOWED[part])}"
 
 
+@pytest.mark.parametrize(("module", "names"), [line.split(": ") for line in PUBLIC.strip().splitlines()])
+def test_public_names_can_be_imported(module: str, names: str) -> None:
+    found = importlib.import_module(module)
+    missing = [name for name in names.split() if not hasattr(found, name)]
+    assert not missing, f"{module} has lost {missing}"
+
+
+def test_what_measures_the_project_is_not_in_the_project() -> None:
+    assert not [part for part, names in ALLOWED.items() if "benchmarks" in names]
+    assert "training" not in ALLOWED["compare"]
+    assert not {"cli", "model"} & ALLOWED["data"]
+
+
+@pytest.mark.parametrize("folder", ["packmamba", "kernels", "benchmarks", "tests", "examples"])
+def test_no_file_is_too_long_to_read(folder: str) -> None:
+    lines = {str(path.relative_to(ROOT)): path.read_text().count("\n") for path in (ROOT / folder).rglob("*.py")}
+    assert not {path: number for path, number in lines.items() if number > 400}
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_room_says_what_it_is_for(package: str) -> None:
+    rooms = PACKAGES[package].rglob("__init__.py")
+    assert not [str(path) for path in rooms if not ast.get_docstring(ast.parse(path.read_text()))]
+
+
 def test_a_wrong_import_would_be_found() -> None:
     source = "def f():\n    from packmamba.model import HybridLM\n    import packmamba_kernels.schedule"
     assert parts_imported(source) == {"model", "packmamba_kernels"}
-    assert not {"model", "training"} & ALLOWED["data"]
-    assert parts_imported("from packmamba.training import lightning_compat, lit") == {"lightning_compat", "training"}
+    assert parts_imported("from packmamba import HybridLM") == {"__init__"}
+    assert parts_imported("import packmamba.training.lit, packmamba.training.lightning_compat") == {
+        "training",
+        "lightning_compat",
+    }
+    assert "model" not in ALLOWED["data"]
 
 
 def test_the_kernels_need_torch_and_triton_only() -> None:
@@ -132,7 +170,7 @@ def loaded_by(statement: str) -> set[str]:
     "statement",
     [
         "import packmamba; packmamba.HybridLM; packmamba.ModelConfig; packmamba.Packing; packmamba.PackedBatch",
-        "import packmamba.compare; import packmamba.compare.throughput",
+        "import packmamba.compare; import packmamba.compare.throughput; import packmamba.compare.sweep",
         "import benchmarks; import benchmarks.operators.kernels",
         "import packmamba_kernels",
     ],

@@ -21,10 +21,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.collect import collect, require_matplotlib
 from benchmarks.operators.cases import DTYPES, IMPLEMENTATIONS, OPS, Case, why_not
 from benchmarks.operators.tables import HEADER, LIMITS_HEADER, packed_over_unpacked, render_row, speedups
 from benchmarks.operators.timing import PARTS, bounds, check, describe, device_limits, try_measure
-from packmamba.compare.report import add_device, chosen_device, collect, positive, require_matplotlib
+from packmamba.compare.report import add_device, chosen_device, positive
 from packmamba.data.lengths import DISTRIBUTIONS
 from packmamba.environment import describe_environment
 

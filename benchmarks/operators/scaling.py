@@ -17,10 +17,11 @@ from typing import Any
 
 import torch
 
+from benchmarks.collect import collect, require_matplotlib
 from benchmarks.operators.cases import DTYPES, OPS, Case
 from benchmarks.operators.tables import nanoseconds, scaling_table, spreads
 from benchmarks.operators.timing import PARTS, check, describe, try_measure
-from packmamba.compare.report import add_device, chosen_device, collect, positive, require_matplotlib
+from packmamba.compare.report import add_device, chosen_device, positive
 from packmamba.compare.tables import markdown
 from packmamba.data.lengths import DISTRIBUTIONS
 from packmamba.environment import describe_environment

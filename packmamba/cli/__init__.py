@@ -1,18 +1,21 @@
-"""The command line: `packmamba COMMAND`; `COMMANDS` lists them.
+"""The command line: `packmamba COMMAND`; `COMMANDS` lists them. A file for each command, which parses and prints.
+
+command: the first word after `packmamba`, and the module whose `main(argv)` runs it.
+error in the input: a `packmamba.errors.UsageError`, printed as one line; any other is a bug and keeps its traceback.
+shipped configuration: a file of `configs/`, which `--config` takes by its name, in any folder.
 
 Only this file is imported for `packmamba --help`; a command's own module, and torch with it, is imported when it runs.
 """
 
 from __future__ import annotations
 
-import difflib
-import dis
 import importlib
 import os
 import sys
 from collections.abc import Sequence
-from importlib.metadata import version
-from types import TracebackType
+
+from packmamba import __version__
+from packmamba.errors import UsageError, did_you_mean
 
 COMMANDS = {
     "quickstart": (
@@ -33,6 +36,12 @@ COMMANDS = {
 }
 """Every command: the module whose `main(argv)` runs it, and its line in `packmamba --help`."""
 
+MOVED = {
+    "bench": "the benchmarks are not part of the package: run `python -m benchmarks` in a checkout of the repository; "
+    "`packmamba compare` compares ways to train",
+}
+"""Commands of earlier versions, and what to run instead."""
+
 HELP = """usage: packmamba COMMAND [OPTIONS]
 
 Trains Mamba and hybrid Mamba/attention language models on packed documents.
@@ -46,17 +55,15 @@ options:
   --traceback           show the whole traceback of an error in the input (also: PACKMAMBA_TRACEBACK=1)
 
 example:
-  packmamba fit --config configs/quickstart.yaml --trainer.max_steps 50
+  packmamba fit --config quickstart --trainer.max_steps 50
 """
-
-INPUT_ERRORS = (ValueError, TypeError, OSError, ImportError)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one command and returns the exit code: 0 done, 2 the input was wrong; argv defaults to `sys.argv[1:]`.
 
-    An error in the input is printed as `packmamba: error: …`. It is told from a bug by `is_input_error`; a bug, or
-    anything another library raises, keeps its traceback.
+    A UsageError is printed as `packmamba: error: …`, unless `--traceback` asks for more. Any other exception is a bug,
+    of packmamba or of another library, and is raised.
     """
     arguments = list(sys.argv[1:] if argv is None else argv)
     show_traceback = os.environ.get("PACKMAMBA_TRACEBACK", "") not in ("", "0")
@@ -68,32 +75,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(HELP.format(commands="\n".join(lines)), end="")
         return 0
     if arguments[0] == "--version":
-        print(f"packmamba {version('packmamba')}")
+        print(f"packmamba {__version__}")
         return 0
+    if arguments[0] in MOVED:
+        return _fail(MOVED[arguments[0]])
     if arguments[0] not in COMMANDS:
         return _fail(_unknown_command(arguments[0]))
     try:
         return _run(arguments)
-    except INPUT_ERRORS as error:
-        if show_traceback or not is_input_error(error):
+    except UsageError as error:
+        if show_traceback:
             raise
         return _fail(f"{error}\n(--traceback shows where this was found)")
-
-
-def is_input_error(error: BaseException) -> bool:
-    """Whether packmamba itself raised the error on purpose: the last thing on its traceback is a `raise` statement in
-    a `packmamba.*` module (not in `packmamba_kernels`, whose callers are packmamba's own layers)."""
-    last = error.__traceback__
-    while last is not None and last.tb_next is not None:
-        last = last.tb_next
-    if last is None or not str(last.tb_frame.f_globals.get("__name__", "")).startswith("packmamba."):
-        return False
-    return _stopped_at(last) == "RAISE_VARARGS"
-
-
-def _stopped_at(last: TracebackType) -> str:
-    instructions = dis.get_instructions(last.tb_frame.f_code)
-    return next(instruction.opname for instruction in instructions if instruction.offset == last.tb_lasti)
 
 
 def _run(arguments: list[str]) -> int:
@@ -110,9 +103,7 @@ def _run(arguments: list[str]) -> int:
 
 
 def _unknown_command(name: str) -> str:
-    close = difflib.get_close_matches(name, COMMANDS, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
-    return f"unknown command {name!r}{hint} Available: {', '.join(COMMANDS)}"
+    return f"unknown command {name!r}{did_you_mean(name, COMMANDS)} Available: {', '.join(COMMANDS)}"
 
 
 def _fail(message: str) -> int:

@@ -16,23 +16,20 @@ import itertools
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args
 
-import numpy as np
 import torch
 
-from packmamba.compare.breakdown import break_down, trace
-from packmamba.compare.cases import expand_modes, load_lengths, load_model, make_documents, needs_capacity
-from packmamba.compare.modes import PACKING_STRATEGIES, Mode, make_batches, require_fit
-from packmamba.compare.peers import why_missing
-from packmamba.compare.report import add_device, chosen_device, positive, write_report
-from packmamba.compare.tables import CASE, MODEL, Row, breakdown_table, markdown, table
-from packmamba.compare.throughput import Comparison, Precision, Trainee
-from packmamba.config import ComputeOptions, ModelConfig, Recompute
+from packmamba.compare.modes import PACKING_STRATEGIES
+from packmamba.compare.report import add_device, chosen_device, positive
+from packmamba.compare.sweep import Sweep, SweepOptions
+from packmamba.compare.tables import breakdown_table, markdown, table
+from packmamba.compare.throughput import Precision
+from packmamba.config import Recompute
 from packmamba.data.lengths import DISTRIBUTIONS
-from packmamba.environment import describe_environment
-from packmamba.model import HybridLM
+from packmamba.errors import MissingPackageError, usage_of
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cuda": {
@@ -50,114 +47,15 @@ DEFAULTS: dict[str, dict[str, Any]] = {
         "precision": "32-true",
     },
 }
-"""What is compared where the options say nothing."""
+"""Options that are not given, by the type of the device."""
 
 DEFAULT_MODES = ("packed", "padded", "padded_sorted", "single", "mamba-ssm/padded:8", "mamba-ssm/dense:4096")
 
 
-class Sweep:
-    """Everything that one call compares, and what has been measured so far."""
-
-    def __init__(self, options: argparse.Namespace, device: torch.device) -> None:
-        self.options, self.device = options, device
-        self.modes = expand_modes(options.modes, options.batch_sizes)
-        self.report: dict[str, Any] = {
-            "benchmark": "compare",
-            "results": [],
-            "breakdown": [],
-            "environment": describe_environment(device),
-        }
-        self._comparisons: list[tuple[Row, Comparison]] = []
-        self.cases = list(self._cases())
-
-    def _cases(self) -> Iterator[tuple[Row, ModelConfig, ComputeOptions, list[np.ndarray], int, list[Mode]]]:
-        """(common columns of the rows, model, how it is computed, documents, capacity, modes); bad input raises here,
-        before anything is timed."""
-        options = self.options
-        patterns, recomputes = options.layer_patterns or [None], options.recompute or [None]
-        documents: dict[tuple[str, float | None], np.ndarray] = {
-            (source, mean): load_lengths(source, options.tokens, mean)
-            for source, mean in itertools.product(options.lengths, options.mean_length or [None])
-        }
-        for name, pattern, recompute in itertools.product(options.models, patterns, recomputes):
-            config, compute = load_model(name, pattern, recompute)
-            for (source, _), lengths in documents.items():
-                texts = make_documents(lengths, config.vocab_size)
-                common = {
-                    "model": name,
-                    "layer_pattern": config.layer_pattern,
-                    "recompute": compute.recompute,
-                    "lengths": source,
-                    "mean_length": round(float(lengths.mean()), 1),
-                    "precision": options.precision,
-                }
-                for i, capacity in enumerate(options.capacity):
-                    modes = [mode for mode in self.modes if i == 0 or needs_capacity(mode)]
-                    require_fit(texts, capacity)
-                    yield common | {"capacity": capacity}, config, compute, texts, capacity, modes
-
-    @property
-    def num_passes(self) -> int:
-        ready = (why_missing(mode, config) is None for _, config, _, _, _, modes in self.cases for mode in modes)
-        return (self.options.repeats + 1) * sum(ready)
-
-    def run(self, on_pass: Callable[[str], None]) -> None:
-        losses: dict[tuple[Any, ...], float | None] = {}
-        for common, config, compute, documents, capacity, modes in self.cases:
-            same = tuple(common[name] for name in CASE if name != "recompute")
-            comparison = Comparison(
-                config,
-                documents,
-                capacity,
-                modes=[str(mode) for mode in modes],
-                device=self.device,
-                precision=self.options.precision,
-                expected_loss=losses.get(same),
-                compute=compute,
-            )
-            self._comparisons.append((common, comparison))
-
-            def passed(mode: str, common: Row = common) -> None:
-                self.write()
-                on_pass(f"{common['model']} {common['lengths']} {common['capacity']:,} {mode}")
-
-            comparison.run(self.options.repeats, passed)
-            losses[same] = comparison.loss
-            self.write()
-        if self.options.profile or self.options.trace is not None:
-            self._profile()
-
-    def _profile(self) -> None:
-        """The breakdown of a packed step, once for each model."""
-        seen = set()
-        for common, config, compute, documents, capacity, _ in self.cases:
-            key = tuple(common[name] for name in MODEL)
-            if key in seen:
-                continue
-            seen.add(key)
-            batch = max(make_batches(Mode("packed"), documents, capacity), key=lambda b: b.packing.num_tokens)
-            try:
-                torch.manual_seed(0)
-                trainee = Trainee(HybridLM(config, compute), self.device, self.options.precision)
-                for share in break_down(trainee, batch):
-                    self.report["breakdown"].append(common | {"tokens": batch.num_tokens} | share.to_dict())
-                if self.options.trace is not None:
-                    trace(trainee, batch, self.options.trace)
-            except torch.OutOfMemoryError as error:
-                print(f"no breakdown of {common['model']}: out of memory, {str(error).splitlines()[0]}")
-            self.write()
-
-    def write(self) -> None:
-        """The results so far."""
-        self.report["results"] = [
-            common | result.to_dict() for common, comparison in self._comparisons for result in comparison.results
-        ]
-        write_report(self.options.output / "compare.json", self.report)
-
-
 @contextmanager
 def progress(total: int) -> Iterator[Callable[[str], None]]:
-    """Yields what names a finished pass; a bar where rich and a terminal are there, else a line for each."""
+    """Yields a function to call with the name of each pass that is done: it moves a bar on, or prints a line without
+    rich or without a terminal."""
     done = itertools.count(1)
     if importlib.util.find_spec("rich") is None or not sys.stderr.isatty():
         yield lambda text: print(f"{next(done)}/{total} {text}", file=sys.stderr, flush=True)
@@ -185,7 +83,7 @@ def _parser() -> argparse.ArgumentParser:
     def default(key: str) -> str:
         return f"(default: {_text(DEFAULTS['cuda'][key])} on CUDA, {_text(DEFAULTS['cpu'][key])} on the CPU)"
 
-    parser.add_argument("--models", nargs="+", help=f"presets, or YAML or JSON files {default('models')}")
+    parser.add_argument("--models", nargs="+", help=f"presets, configurations, or JSON files {default('models')}")
     parser.add_argument("--layer-patterns", nargs="+", help="layer patterns that replace the models' own, quoted")
     parser.add_argument("--recompute", nargs="+", choices=get_args(Recompute), help="what the backward computes again")
     parser.add_argument(
@@ -197,8 +95,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--lengths", nargs="+", default=["lognormal"],
-        help="distributions, histograms (.json, .csv), arrays of lengths (.npy) or training configurations (.yaml), "
-        "whose documents are loaded (default: lognormal)",
+        help="distributions, histograms (.json, .csv), arrays of lengths (.npy), or training configurations (.yaml, or "
+        "the name of a shipped one), whose documents are loaded (default: lognormal)",
     )  # fmt: skip
     parser.add_argument("--mean-length", nargs="+", type=positive, help="stretch the lengths to these means, in tokens")
     parser.add_argument("--tokens", type=positive, help=f"real tokens of a pass, about {default('tokens')}")
@@ -219,19 +117,18 @@ def _text(value: Any) -> str:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Returns 0, or 130 where it was interrupted. Wrong options leave through argparse with 2."""
+    """Returns 0, or 130 where it was interrupted. Raises UsageError for options that cannot be used, before anything is
+    timed; those that argparse refuses leave through it with 2."""
     parser = _parser()
     options = parser.parse_args(argv)
     device = chosen_device(parser, options)
     if not options.no_pictures and importlib.util.find_spec("matplotlib") is None:
-        parser.error("pictures need matplotlib: pip install 'packmamba[plots]', or use --no-pictures")
+        raise MissingPackageError("pictures need matplotlib: pip install 'packmamba[plots]', or use --no-pictures")
     for key, value in DEFAULTS[device.type].items():
         if getattr(options, key) is None:
             setattr(options, key, value)
-    try:
-        sweep = Sweep(options, device)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        parser.error(str(error))
+    sweep = Sweep(SweepOptions(**{field.name: getattr(options, field.name) for field in fields(SweepOptions)}), device)
+    sweep.write()  # before anything takes long: the folder may be one that cannot be written to
     environment = sweep.report["environment"]
     print(f"{environment['device']}, torch {torch.__version__}, {options.precision}")
     code = 0
@@ -252,7 +149,8 @@ def _finish(sweep: Sweep, options: argparse.Namespace) -> None:
     if shares:
         text += "\n\n" + markdown(breakdown_table(shares))
     print(text)
-    (options.output / "compare.md").write_text(text + "\n")
+    with usage_of("--output"):
+        (options.output / "compare.md").write_text(text + "\n")
     written = [options.output / "compare.json", options.output / "compare.md"]
     if not options.no_pictures:
         from packmamba.compare.plots import draw_all

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import zipfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -14,7 +17,9 @@ from lightning.pytorch.loggers import CSVLogger
 from packmamba.cli.old_names import rename_arguments
 from packmamba.config import ModelConfig
 from packmamba.data import PackedDataModule
+from packmamba.errors import MissingFileError, UsageError, UsageFileError, usage_errors_behind, usage_of
 from packmamba.model import attention_costs
+from packmamba.shipped_configs import given_configs, with_config_paths
 from packmamba.training.callbacks import BestCheckpoint, LastCheckpoint, PackedProgressBar, PredictionWriter
 from packmamba.training.lightning_compat import quiet_commands
 from packmamba.training.lit import LitHybridLM
@@ -73,7 +78,12 @@ class PackmambaCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         trainer = self._get(self.config, "trainer")
         if self.subcommand == "fit" and trainer.max_steps == -1 and trainer.max_epochs is None:
-            raise ValueError("how long to train is not set: give trainer.max_steps or trainer.max_epochs")
+            raise UsageError("how long to train is not set: give trainer.max_steps or trainer.max_epochs")
+        with usage_of("--trainer.default_root_dir"):
+            if trainer.logger in (None, True):
+                _log_root(trainer).mkdir(parents=True, exist_ok=True)
+        with usage_of("--data.cache_dir"):
+            Path(self._get(self.config, "data").cache_dir).expanduser().mkdir(parents=True, exist_ok=True)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(self._arguments)
@@ -82,8 +92,16 @@ class PackmambaCLI(LightningCLI):
         """LightningCLI replaces the given configuration by the checkpoint's without a word; here the given one stands,
         and LitHybridLM raises an error where the two models differ."""
         path = self.config[self.config.subcommand].get("ckpt_path")
-        if path and path not in ("best", "last", "hpc") and not Path(path).exists():
-            raise FileNotFoundError(f"ckpt_path {path!r} does not exist")
+        if not path or path in ("best", "last", "hpc"):
+            return
+        if not Path(path).exists():
+            raise MissingFileError(f"ckpt_path {path!r} does not exist")
+        if Path(path).is_file() and not zipfile.is_zipfile(path):
+            raise UsageFileError(f"ckpt_path {path!r} is not a checkpoint, or not a whole one: it is no zip archive")
+
+    def instantiate_classes(self) -> None:
+        with usage_errors_behind():
+            super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given = self._get(self.config_init, "trainer")
@@ -97,8 +115,13 @@ class PackmambaCLI(LightningCLI):
             self._parser(self.subcommand).callback_keys.clear()
         if given.get("logger") in (None, True):
             name = self._get(self.config_init, "name")
-            kwargs["logger"] = CSVLogger(given.get("default_root_dir") or "runs", name=name)
-        return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+            kwargs["logger"] = CSVLogger(_log_root(given), name=name)
+        try:
+            return super().instantiate_trainer(callbacks=callbacks, **kwargs)
+        except UsageError:
+            raise
+        except ValueError as error:  # the value of an option that Lightning does not accept
+            raise UsageError(f"trainer: {error}") from error
 
     def after_fit(self) -> None:
         folder = self.trainer.log_dir  # on every rank: reading it is a broadcast
@@ -110,6 +133,10 @@ class PackmambaCLI(LightningCLI):
                 print(f"checkpoint: {Path(path)}")
         if self.trainer.logger is not None:
             print(f"log: {folder}")
+
+
+def _log_root(trainer: Any) -> Path:
+    return Path(trainer.get("default_root_dir") or "runs")
 
 
 def _attention_costs(config: Any) -> list[AttentionCost]:
@@ -127,22 +154,31 @@ def run(argv: list[str]) -> PackmambaCLI:
 
     argv: the command (fit, validate, test or predict) and its options.
 
-    Raises ValueError for options and configuration files that cannot be understood.
+    Raises UsageError for options and configuration files that cannot be understood, or that Lightning refuses.
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     quiet_commands(saves=argv[0] == "fit")
-    argv = rename_arguments(argv)
+    arguments = rename_arguments(with_config_paths(argv))
     try:
-        return PackmambaCLI(argv)
+        return PackmambaCLI(arguments)
     except ArgumentError as error:
-        raise ValueError(explain(str(error))) from error
+        raise UsageError(explain(str(error), arguments)) from error
+    except MisconfigurationException as error:
+        raise UsageError(" ".join(str(error).split())) from error
+    except ValueError as error:
+        # The option that Lightning checks last, when it knows how many batches there are.
+        if isinstance(error, UsageError) or "val_check_interval" not in str(error):
+            raise
+        raise UsageError(f"trainer: {error}") from error
 
 
-def explain(message: str) -> str:
-    """A parser's message, with a hint where YAML is known to surprise."""
+def explain(message: str, arguments: Sequence[str]) -> str:
+    """A parser's message about `arguments`, with a hint where YAML is known to surprise."""
     message = " ".join(message.split())
     if "layer_pattern" in message and "Expected a <class 'str'>" in message:
         return f'{message}; a pattern of digits is a number in YAML: quote it, layer_pattern: "1111"'
     if "alias" in message:
         return f'{message}; a value that begins with * is an alias in YAML: quote it, layer_pattern: "*1*1"'
+    if "parsing config" in message:  # says the line, but not the file
+        return f"{message}; in {', '.join(given_configs(arguments))}"
     return message

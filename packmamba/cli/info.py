@@ -1,4 +1,4 @@
-"""`packmamba info`: versions, devices, and which implementation each operator and attention backend would use here."""
+"""`packmamba info`: versions, device, what each operator and attention backend would run here, configurations."""
 
 from __future__ import annotations
 
@@ -16,26 +16,29 @@ from rich.table import Table
 
 from packmamba.attention import explain_backends
 from packmamba.environment import describe_environment
+from packmamba.errors import CannotRunError
+from packmamba.shipped_configs import config_names
 
 
 def describe(device: torch.device) -> dict[str, Any]:
     """`environment`, `operators` (name -> implementation and why), `attention` (backend -> reason it cannot run, or
-    None), as plain values."""
+    None), `configurations` (the names that `--config` takes), as plain values."""
     return {
         "environment": describe_environment(device),
         "operators": {name: asdict(choice) for name, choice in explain(device).items()},
         "attention": explain_backends(device),
+        "configurations": config_names(),
     }
 
 
 def main(argv: Sequence[str]) -> int:
-    """argv: the command's options. Raises ValueError for CUDA where there is none."""
+    """argv: the command's options. Raises CannotRunError for CUDA where there is none."""
     parser = argparse.ArgumentParser(prog="packmamba info", description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one, else cpu")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args(argv)
     if options.device == "cuda" and not torch.cuda.is_available():
-        raise ValueError("--device cuda: torch finds no CUDA device here; use --device cpu")
+        raise CannotRunError("--device cuda: torch finds no CUDA device here; use --device cpu")
     found = describe(torch.device(options.device or ("cuda" if torch.cuda.is_available() else "cpu")))
     if options.json:
         print(json.dumps(found, indent=2))
@@ -52,6 +55,7 @@ def main(argv: Sequence[str]) -> int:
         (backend, "no" if reason else "yes", reason or "can run here") for backend, reason in found["attention"].items()
     ]
     _table(console, ("attention", "usable", "why"), backends)
+    console.print(f"\n[bold]configurations[/] {', '.join(found['configurations'])}: --config NAME", highlight=False)
     return 0
 
 

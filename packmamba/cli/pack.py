@@ -18,7 +18,9 @@ from packmamba.data.lengths import DISTRIBUTIONS, SAMPLERS, read_lengths, sample
 from packmamba.data.packers import STRATEGIES, Packs, check_options, pack
 from packmamba.data.plan import Balance, PlanOptions
 from packmamba.data.statistics import PackingReport, describe_lengths, report_packs
+from packmamba.errors import MissingFileError, UsageError, usage_errors_behind, usage_of
 from packmamba.plots import import_pyplot, plot_packing
+from packmamba.shipped_configs import with_config_paths
 from packmamba.visible_pairs import AttentionCost
 
 if TYPE_CHECKING:
@@ -43,18 +45,18 @@ class _Subject:
 
 
 def main(argv: Sequence[str]) -> int:
-    """argv: the command's options. Raises ValueError, TypeError, FileNotFoundError or ModuleNotFoundError for options
-    that cannot be understood, or files that cannot be read."""
+    """argv: the command's options. Raises UsageError for options that cannot be understood, and files that cannot be
+    read or written."""
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
     if options.plot:
         import_pyplot()  # before anything takes long
     for file in filter(None, (options.json, options.plot)):
         if not file.absolute().parent.is_dir():
-            raise FileNotFoundError(f"there is no folder {str(file.parent)!r} to write {file.name!r} to")
+            raise MissingFileError(f"there is no folder {str(file.parent)!r} to write {file.name!r} to")
     if options.lengths or options.distribution:
         if rest:
-            raise ValueError(
+            raise UsageError(
                 f"--lengths and --distribution need no text: leave out {' '.join(rest)} "
                 "(`packmamba pack --help` lists what goes with them)"
             )
@@ -71,10 +73,12 @@ def main(argv: Sequence[str]) -> int:
             reports.append(report_packs(lambda strategy=strategy: subject.pack(strategy), subject.plan))
     _print_reports(console, subject, reports)
     if options.json:
-        options.json.write_text(json.dumps(_as_json(subject, reports), indent=2) + "\n")
+        with usage_of("--json"):
+            options.json.write_text(json.dumps(_as_json(subject, reports), indent=2) + "\n")
         console.print(f"written: {options.json}", highlight=False)
     if options.plot:
-        plot_packing(subject.lengths, subject.capacity, reports, options.plot, title=subject.name)
+        with usage_of("--plot"):
+            plot_packing(subject.lengths, subject.capacity, reports, options.plot, title=subject.name)
         console.print(f"drawn: {options.plot}", highlight=False)
     return 0
 
@@ -89,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
 without any, Python's own documentation is packed.
 
 examples:
-  packmamba pack --config configs/quickstart.yaml --world_size 8 --accumulation 4
+  packmamba pack --config quickstart --world_size 8 --accumulation 4
   packmamba pack --data.source Files --data.source.paths '["texts/*.jsonl"]' --plot packs.png
   packmamba pack --distribution lognormal --documents 100000 --capacity 65536
 """,
@@ -140,11 +144,11 @@ def _or(value: Any, default: Any) -> Any:
 def _from_lengths(options: argparse.Namespace) -> _Subject:
     if options.lengths:
         if options.documents is not None:
-            raise ValueError(f"--documents {options.documents} goes with --distribution, not with --lengths")
+            raise UsageError(f"--documents {options.documents} goes with --distribution, not with --lengths")
         lengths, name = read_lengths(options.lengths), str(options.lengths)
     else:
         if options.distribution not in SAMPLERS:
-            raise ValueError(f"unknown distribution {options.distribution!r}; available: {', '.join(SAMPLERS)}")
+            raise UsageError(f"unknown distribution {options.distribution!r}; available: {', '.join(SAMPLERS)}")
         lengths = sample_lengths(options.distribution, num_documents=_or(options.documents, 100_000))
         name = DISTRIBUTIONS[options.distribution]
     capacity, buffer = _or(options.capacity, 4096), _or(options.buffer, 1024)
@@ -152,7 +156,7 @@ def _from_lengths(options: argparse.Namespace) -> _Subject:
     for strategy in strategies:
         check_options(strategy, capacity, buffer)
     if "threshold_filtering" in strategies:
-        raise ValueError(
+        raise UsageError(
             "strategy 'threshold_filtering' compares documents, and there are only lengths; name a --config"
         )
     return _Subject(
@@ -183,10 +187,11 @@ def _plan(
 
 def _from_text(options: argparse.Namespace, rest: Sequence[str]) -> _Subject:
     if options.documents is not None:
-        raise ValueError("--documents goes with --distribution; for fewer documents there is --data.max_documents")
+        raise UsageError("--documents goes with --distribution; for fewer documents there is --data.max_documents")
     parser, values = _parse_configuration(rest)
     costs = _attention_costs(values)
-    module: PackedDataModule = parser.instantiate(values).data
+    with usage_errors_behind():
+        module: PackedDataModule = parser.instantiate(values).data
     packs, order, long_documents = module.options.packs, module.options.order, module.options.handling.long_documents
     capacity, buffer = _or(options.capacity, packs.capacity), _or(options.buffer, packs.buffer)
     seed = _or(options.seed, order.shuffle_seed if options.split == "train" else None)
@@ -224,16 +229,18 @@ def _from_text(options: argparse.Namespace, rest: Sequence[str]) -> _Subject:
 
 
 def _parse_configuration(arguments: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
-    """As `data.configuration.parse_configuration`, but raises ValueError for what cannot be understood."""
+    """As `data.configuration.parse_configuration`, with configurations by name, and raises UsageError for options
+    that cannot be understood."""
     from jsonargparse import ArgumentError
 
     from packmamba.cli.fit import explain
     from packmamba.data.configuration import parse_configuration
 
+    arguments = with_config_paths(arguments)
     try:
         return parse_configuration(arguments)
     except ArgumentError as error:
-        raise ValueError(explain(str(error))) from error
+        raise UsageError(explain(str(error), arguments)) from error
 
 
 def _attention_costs(values: Namespace) -> tuple[AttentionCost, ...]:

@@ -1,5 +1,5 @@
 """Train a small hybrid on packed documents, validate it, and compare packed training with padded training and with one
-document at a time, on the same documents. Leaves a checkpoint, a log and two pictures."""
+document at a time, on the same documents. Leaves a checkpoint, a log, and two pictures if matplotlib is there."""
 
 from __future__ import annotations
 
@@ -16,11 +16,13 @@ from rich.table import Table
 
 from packmamba.cli.fit import PackmambaCLI, run
 from packmamba.compare.modes import cut
+from packmamba.compare.plots import plot_throughput
 from packmamba.compare.report import positive
 from packmamba.compare.throughput import MODES, Comparison, ModeResult
 from packmamba.data import PackedDataModule
 from packmamba.environment import describe_environment
-from packmamba.plots import import_pyplot, plot_loss, plot_throughput
+from packmamba.errors import MissingPackageError, UsageError
+from packmamba.plots import import_pyplot, plot_loss
 from packmamba.training.callbacks import LastCheckpoint
 from packmamba.training.lit import LitHybridLM
 
@@ -28,13 +30,8 @@ console = Console()
 
 
 def main(argv: Sequence[str]) -> int:
-    """argv: the command's options. Raises ModuleNotFoundError without matplotlib, FileNotFoundError without the
-    configuration file; both before anything is trained."""
+    """argv: the command's options. Raises UsageError as `packmamba fit` does, and for another logger than CSV files."""
     arguments = _parse(argv)
-    import_pyplot()
-    if not Path(arguments.config).is_file():
-        raise FileNotFoundError(f"there is no configuration file {arguments.config!r}; name one with --config")
-
     console.rule(f"1  Train: {arguments.config}")
     cli = run(["fit", "--config", arguments.config, *arguments.overrides])
     folder = _log_folder(cli)
@@ -43,24 +40,30 @@ def main(argv: Sequence[str]) -> int:
     console.rule("3  Compare packed, padded and one document at a time")
     results = _compare(cli, arguments.documents, arguments.repeats)
     _print_results(results)
-
     (folder / "throughput.json").write_text(
         json.dumps(
             {"environment": describe_environment("cpu"), "results": [result.to_dict() for result in results]}, indent=2
         )
     )
-    plot_loss(folder / "metrics.csv", folder / "loss.png", title="A small hybrid learns Python's documentation")
-    plot_throughput(results, folder / "throughput.png", title="Training on the same documents, three ways")
     console.rule("Done")
     last = next(callback for callback in cli.trainer.checkpoint_callbacks if isinstance(callback, LastCheckpoint))
-    for label, path in (
-        ("checkpoint", last.best_model_path),
-        ("log", folder / "metrics.csv"),
-        ("loss curve", folder / "loss.png"),
-        ("comparison", folder / "throughput.png"),
-    ):
-        print(f"{label:<11} {_relative(Path(path))}")
+    written = {"checkpoint": Path(last.best_model_path), "log": folder / "metrics.csv"}
+    try:
+        written |= _draw(results, folder, Path(arguments.config).stem)
+    except MissingPackageError as error:
+        written["comparison"] = folder / "throughput.json"
+        print(error)
+    for label, path in written.items():
+        print(f"{label:<11} {_relative(path)}")
     return 0
+
+
+def _draw(results: Sequence[ModeResult], folder: Path, name: str) -> dict[str, Path]:
+    import_pyplot()
+    loss, comparison = folder / "loss.png", folder / "throughput.png"
+    plot_loss(folder / "metrics.csv", loss, title=f"Training loss and validation loss, configuration {name}")
+    plot_throughput(results, comparison, title="Training on the same documents, three ways")
+    return {"loss curve": loss, "comparison": comparison}
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
@@ -69,7 +72,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         description=__doc__,
         epilog="Further options go to `packmamba fit`, e.g. --trainer.max_steps 50.",
     )
-    parser.add_argument("--config", default="configs/quickstart.yaml", help="what to train (default: %(default)s)")
+    parser.add_argument(
+        "--config", default="quickstart", help="a file, or the name of a shipped configuration (default: %(default)s)"
+    )
     parser.add_argument(
         "--documents", type=positive, default=64, help="documents to compare the three ways on (default: %(default)s)"
     )
@@ -82,7 +87,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
 
 def _log_folder(cli: PackmambaCLI) -> Path:
     if not isinstance(cli.trainer.logger, CSVLogger):
-        raise ValueError("the quickstart draws its pictures from the CSV log: leave trainer.logger unset")
+        raise UsageError("the quickstart draws its pictures from the CSV log: leave trainer.logger unset")
     return Path(cli.trainer.logger.log_dir)
 
 

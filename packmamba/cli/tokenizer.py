@@ -15,24 +15,26 @@ from packmamba.data.cache import DEFAULT_CACHE_DIR
 from packmamba.data.sources import PythonDocs, Source
 from packmamba.data.text.bpe import require_trainable, texts_of, train_bpe
 from packmamba.data.text.tokenizers import BPETokenizer
+from packmamba.errors import UsageError, usage_errors_behind, usage_of
 
 MEASURED = 10_000
 """Documents at most whose bytes and tokens are counted, spread over all."""
 
 
 def main(argv: Sequence[str]) -> int:
-    """argv: the command's options. Raises ValueError for options that cannot be understood or used, OSError for files
-    that are not there, FileExistsError where there is a folder already."""
+    """argv: the command's options. Raises UsageError for options that cannot be understood or used, files that are not
+    there, and a folder that is there already."""
     arguments = _parse(argv)
     output = Path(arguments.output).expanduser()
     require_trainable(arguments.vocab_size, output)
     if arguments.max_documents is not None and arguments.max_documents < 1:
-        raise ValueError(f"--max_documents must be at least 1, got {arguments.max_documents}")
+        raise UsageError(f"--max_documents must be at least 1, got {arguments.max_documents}")
     dataset = arguments.source.load(Path(arguments.cache_dir).expanduser())
     if arguments.max_documents is not None:
         dataset = dataset.select(range(min(arguments.max_documents, len(dataset))))
     started = time.perf_counter()
-    train_bpe(dataset, arguments.vocab_size, output)
+    with usage_of("--output"):
+        train_bpe(dataset, arguments.vocab_size, output)
     seconds = time.perf_counter() - started
     tokenizer = BPETokenizer(path=str(output))
     print(f"documents        {len(dataset):,}")
@@ -41,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
     print(f"time             {seconds:.1f} s")
     print(f"tokenizer        {arguments.output}")
     print(
-        f"next             packmamba fit --config configs/quickstart.yaml --data.tokenizer BPETokenizer "
+        f"next             packmamba fit --config quickstart --data.tokenizer BPETokenizer "
         f"--data.tokenizer.path {arguments.output} --model.config.vocab_size {tokenizer.vocab_size}"
     )
     return 0
@@ -63,9 +65,11 @@ def _parse(argv: Sequence[str]) -> Namespace:
     train.add_argument("--output", type=str, required=True, help="A new folder for the tokenizer.")
     parser.add_subcommands().add_subcommand("train", train, help="train a tokenizer")
     try:
-        return cast(Namespace, parser.instantiate_classes(parser.parse_args(list(argv))))["train"]
+        values = parser.parse_args(list(argv))
+        with usage_errors_behind():
+            return cast(Namespace, parser.instantiate_classes(values))["train"]
     except ArgumentError as error:
-        raise ValueError(" ".join(str(error).split())) from error
+        raise UsageError(" ".join(str(error).split())) from error
 
 
 def _fewer(size: int, wanted: int) -> str:

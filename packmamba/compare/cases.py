@@ -14,24 +14,30 @@ import numpy as np
 from packmamba.compare.modes import PACKING_STRATEGIES, Mode, parse_mode
 from packmamba.config import PRESETS, ComputeOptions, ModelConfig, split_old_config
 from packmamba.data.lengths import DISTRIBUTIONS, read_lengths, sample_histogram, sample_lengths
+from packmamba.errors import MissingPackageError, UsageError, UsageFileError, did_you_mean, usage_errors_behind
+from packmamba.shipped_configs import config_names, find_config
 
 
 def load_model(
     name: str, layer_pattern: str | None = None, recompute: str | None = None
 ) -> tuple[ModelConfig, ComputeOptions]:
     """A preset, or the model of a YAML or JSON file: a model configuration, or a training configuration that has one,
-    with its ComputeOptions where it has them.
+    with its ComputeOptions where it has them, by its path or the name of a shipped one.
 
-    Raises ValueError for a name that is neither (lists the presets), a file without a model, a field that does not
-    exist; ModuleNotFoundError for YAML without PyYAML.
+    Raises UsageError for a name that is none of these (lists the presets), a file that cannot be read or has no model,
+    a field that does not exist; MissingPackageError for YAML without PyYAML.
     """
     if name in PRESETS:
         config, compute = PRESETS[name], ComputeOptions()
-    elif Path(name).is_file():
-        fields, options = _model_sections(Path(name))
+    elif Path(name).is_file() or name in config_names():
+        fields, options = _model_sections(find_config(name))
         config, compute = ModelConfig.from_dict(fields), ComputeOptions.from_dict(options)
     else:
-        raise ValueError(f"unknown model {name!r}: neither a file nor a preset; presets: {', '.join(PRESETS)}")
+        hint = did_you_mean(name, [*PRESETS, *config_names()])
+        raise UsageError(
+            f"unknown model {name!r}: neither a file nor a preset; presets: {', '.join(PRESETS)}; configurations that "
+            f"come with packmamba: {', '.join(config_names())}{hint}"
+        )
     if layer_pattern is not None:
         config = replace(config, layer_pattern=layer_pattern)
     if recompute is not None:
@@ -42,29 +48,38 @@ def load_model(
 def _model_sections(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
     """Fields of the ModelConfig and of the ComputeOptions."""
     if path.suffix == ".json":
-        content = json.loads(path.read_text())
+        parse, unreadable = json.loads, ValueError
     else:
         if importlib.util.find_spec("yaml") is None:
-            raise ModuleNotFoundError(f"{path} is YAML, which needs PyYAML: pip install pyyaml, or use JSON")
+            raise MissingPackageError(f"{path} is YAML, which needs PyYAML: pip install pyyaml, or use JSON")
         import yaml
 
-        content = yaml.safe_load(path.read_text())
+        parse, unreadable = yaml.safe_load, yaml.YAMLError
+    try:
+        content = parse(path.read_text())
+    except (OSError, UnicodeDecodeError, unreadable) as error:
+        raise UsageFileError(f"cannot read {str(path)!r}: {' '.join(str(error).split())}") from error
     section = content if isinstance(content, dict) else {}
-    section = section.get("model", section)
-    compute = section.get("compute") or {}
-    section = section.get("config", section)
+    section = _section(section, "model")
+    compute, section = _section(section, "compute", {}), _section(section, "config")
     if "layer_pattern" not in section:
-        raise ValueError(f"{path} describes no model: it has neither layer_pattern nor model.config.layer_pattern")
+        raise UsageError(f"{path} describes no model: it has neither layer_pattern nor model.config.layer_pattern")
     section, moved = split_old_config(section)
     return section, moved | compute
 
 
+def _section(values: dict[str, Any], name: str, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    """values[name] where it is a dict, nothing where it is something else; `default`, or `values`, without the name."""
+    found = values.get(name, values if default is None else default)
+    return found if isinstance(found, dict) else {}
+
+
 def load_lengths(source: str, num_tokens: int, mean: float | None = None, seed: int = 0) -> np.ndarray:
     """Document lengths that add up to about `num_tokens`. source: a distribution's name, or a file to draw from: a
-    histogram (`.json`, `.csv`), an array of documents' lengths (`.npy`), or a training configuration (`.yaml`), whose
-    training documents are loaded and tokenised. mean: stretches them to this mean.
+    histogram (`.json`, `.csv`), an array of documents' lengths (`.npy`), or a training configuration (`.yaml`, or the
+    name of a shipped one), whose training documents are loaded and tokenised. mean: stretches them to this mean.
 
-    Raises ValueError for a source that is none of these, naming the distributions; FileNotFoundError for a file that is
+    Raises UsageError for a source that is none of these, naming the distributions; MissingFileError for a file that is
     not there.
     """
     if source == "giant":
@@ -90,12 +105,12 @@ def _drawing_from(source: str, seed: int) -> Callable[[int], np.ndarray]:
         return lambda count: np.random.default_rng(seed).choice(known, count)
     if source.endswith((".json", ".csv")):
         return lambda count: sample_histogram(source, num_documents=count, seed=seed)
-    if source.endswith((".yaml", ".yml")):
+    if source.endswith((".yaml", ".yml")) or source in config_names():
         known = _lengths_of_data(source)
         return lambda count: np.random.default_rng(seed).choice(known, count)
-    raise ValueError(
+    raise UsageError(
         f"unknown lengths {source!r}; available: {', '.join(DISTRIBUTIONS)}, a histogram (.json or .csv), an array of "
-        "lengths (.npy), or a training configuration (.yaml)"
+        f"lengths (.npy), or a training configuration (.yaml, or {', '.join(config_names())})"
     )
 
 
@@ -106,10 +121,11 @@ def _lengths_of_data(configuration: str) -> np.ndarray:
     from packmamba.data.configuration import parse_configuration
 
     try:
-        parser, values = parse_configuration(["--config", configuration])
+        parser, values = parse_configuration(["--config", str(find_config(configuration))])
     except ArgumentError as error:
-        raise ValueError(" ".join(str(error).split())) from error
-    module = parser.instantiate(values).data
+        raise UsageError(" ".join(str(error).split())) from error
+    with usage_errors_behind():
+        module = parser.instantiate(values).data
     module.setup("fit")
     return module.documents("train").lengths
 

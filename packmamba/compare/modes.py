@@ -22,6 +22,7 @@ import torch
 
 from packmamba.data.collate import collate
 from packmamba.data.packers import Packs, pack
+from packmamba.errors import UsageError
 from packmamba.packing import PackedBatch, Packing
 
 KINDS = ("packed", "padded", "padded_sorted", "single")
@@ -53,28 +54,28 @@ class Mode:
 def parse_mode(text: str) -> Mode:
     """The mode of a name such as `packed`, `packed:sequential`, `padded:8`, `mamba-ssm/dense:4096`.
 
-    Raises ValueError for a peer, a kind, a strategy or a size that does not exist, naming those that do.
+    Raises UsageError for a peer, a kind, a strategy or a size that does not exist, naming those that do.
     """
     peer, _, rest = text.rpartition("/")
     if peer and peer not in PEERS:
-        raise ValueError(f"mode {text!r}: unknown peer {peer!r}; available: {', '.join(PEERS)}")
+        raise UsageError(f"mode {text!r}: unknown peer {peer!r}; available: {', '.join(PEERS)}")
     kind, _, detail = rest.partition(":")
     kinds = PEER_KINDS if peer else KINDS
     if kind not in kinds:
-        raise ValueError(f"unknown mode {text!r}; available: {', '.join(kinds)}, and mamba-ssm/MODE")
+        raise UsageError(f"unknown mode {text!r}; available: {', '.join(kinds)}, and mamba-ssm/MODE")
     if kind == "packed":
         strategy = detail or "best_fit_decreasing"
         if strategy not in PACKING_STRATEGIES:
-            raise ValueError(
+            raise UsageError(
                 f"mode {text!r}: unknown strategy {strategy!r}; available: {', '.join(PACKING_STRATEGIES)}"
             )
         return Mode(kind, strategy, None, peer or None)
     if kind == "single" and detail:
-        raise ValueError(f"mode {text!r}: 'single' has no size, it is one document at a time")
+        raise UsageError(f"mode {text!r}: 'single' has no size, it is one document at a time")
     if kind == "dense" and not detail:
-        raise ValueError(f"mode {text!r}: 'dense' needs the tokens of a row, such as dense:4096")
+        raise UsageError(f"mode {text!r}: 'dense' needs the tokens of a row, such as dense:4096")
     if detail and (not detail.isdecimal() or int(detail) < 1):
-        raise ValueError(f"mode {text!r}: the size must be a whole number of at least 1, got {detail!r}")
+        raise UsageError(f"mode {text!r}: the size must be a whole number of at least 1, got {detail!r}")
     return Mode(kind, size=int(detail) if detail else None, peer=peer or None)
 
 
@@ -84,11 +85,11 @@ def cut(documents: Sequence[np.ndarray], capacity: int) -> list[np.ndarray]:
 
 
 def require_fit(documents: Sequence[np.ndarray], capacity: int) -> np.ndarray:
-    """The documents' lengths. Raises ValueError for a document longer than `capacity`, naming it."""
+    """The documents' lengths. Raises UsageError for a document longer than `capacity`, naming it."""
     lengths = np.array([len(document) for document in documents])
     if lengths.max() > capacity:
         longest = int(lengths.argmax())
-        raise ValueError(
+        raise UsageError(
             f"document {longest} has {lengths[longest]:,} tokens, more than the capacity of {capacity:,}; raise the "
             "capacity, or cut the documents"
         )
@@ -98,7 +99,7 @@ def require_fit(documents: Sequence[np.ndarray], capacity: int) -> np.ndarray:
 def make_batches(mode: Mode, documents: Sequence[np.ndarray], capacity: int) -> list[PackedBatch]:
     """One pass over the documents (token ids, at least one each).
 
-    Raises ValueError for a document longer than `capacity`, naming it.
+    Raises UsageError for a document longer than `capacity`, naming it.
     """
     if mode.kind == "dense":
         assert mode.size is not None

@@ -1,4 +1,4 @@
-"""The pictures of `packmamba compare`. Needs matplotlib, which only these functions import."""
+"""Pictures of comparisons. Needs matplotlib, which only these functions import."""
 
 from __future__ import annotations
 
@@ -7,11 +7,31 @@ from pathlib import Path
 from typing import Any
 
 from packmamba.compare.tables import CASE, MODEL, Row
+from packmamba.compare.throughput import ModeResult
 from packmamba.plots import COLOURS, import_pyplot
 
 
+def plot_throughput(results: Sequence[ModeResult], png: Path, *, title: str) -> None:
+    """Real tokens a second for each mode: the bar is the median, the whisker runs from the slowest to the fastest."""
+    plt = import_pyplot()
+    figure, axes = plt.subplots(figsize=(7, 4), constrained_layout=True)
+    medians = [result.tokens_per_second for result in results]
+    whiskers = [
+        [median - result.slowest for median, result in zip(medians, results, strict=True)],
+        [result.fastest - median for median, result in zip(medians, results, strict=True)],
+    ]
+    names = [f"{result.mode}\n{result.padding_fraction:.0%} padding" for result in results]
+    bars = axes.bar(names, medians, yerr=whiskers, capsize=5, color=COLOURS[: len(results)], width=0.6)
+    axes.bar_label(bars, [f"{median:,.0f}" for median in medians], padding=4)
+    axes.set(ylabel="real tokens per second", title=title)
+    axes.set_ylim(0, 1.15 * max(result.fastest for result in results))
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.savefig(png, dpi=150)
+    plt.close(figure)
+
+
 def draw_all(rows: Sequence[Row], shares: Sequence[Row], folder: Path, device: str) -> list[Path]:
-    """Draws what there is something to show of; returns the files."""
+    """Every picture for which there are rows; returns the files. rows: of the comparison; shares: of the breakdown."""
     timed = [row for row in rows if row["status"] == "ok"]
     drawn = []
     if timed:
@@ -47,7 +67,7 @@ def bars(rows: Sequence[Row], png: Path, device: str) -> Path:
 
 
 def memory(rows: Sequence[Row], png: Path, device: str) -> Path:
-    """What a forward keeps for its backward, for each real token of the largest batch."""
+    """Activations that a forward keeps for its backward, for each real token of the largest batch."""
     kept = [row["activation_bytes_per_token"] / 1024 for row in rows]
     return _horizontal_bars(
         rows,

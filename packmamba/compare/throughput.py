@@ -223,7 +223,7 @@ class Comparison:
     must find on the untrained model, if it is known already. compute: how the model is computed. A mode that runs out
     of memory, and a peer that is missing or fails, says so in its result; the others go on.
 
-    Raises ValueError for an unknown mode or a document longer than `capacity`.
+    Raises UsageError for an unknown mode or a document longer than `capacity`.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ backbone: embedding, layers and last norm; the output head makes logits of its h
 state: what a model keeps of documents' earlier tokens, so that `advance` goes on from there.
 """
 
-from packmamba.model.flops import attention_costs, forward_flops, training_flops
+from packmamba.model.flops import attention_cost, attention_costs, forward_flops, training_flops
 from packmamba.model.hybrid_lm import HybridLM, ModelState, check_token_ids
 from packmamba.model.loss import linear_cross_entropy
 from packmamba.model.mixers.attention import AttentionMixer
@@ -19,6 +19,7 @@ __all__ = [
     "HybridLM",
     "Mamba1Mixer",
     "ModelState",
+    "attention_cost",
     "attention_costs",
     "check_token_ids",
     "forward_flops",

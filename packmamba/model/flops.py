@@ -44,3 +44,9 @@ def attention_costs(config: ModelConfig) -> tuple[AttentionCost, ...]:
             window = layer.sliding_window
             per_pair[window] = per_pair.get(window, 0) + layer.flops_per_pair(config.d_model)
     return tuple(AttentionCost(cost=flops / per_token, window=window) for window, flops in per_pair.items())
+
+
+def attention_cost(config: ModelConfig) -> float:
+    """FLOPs of one (query, key) pair, over all attention layers, ÷ FLOPs of one token everywhere else; 0 without
+    attention. `attention_costs` tells layers with different windows apart."""
+    return sum(cost.cost for cost in attention_costs(config))

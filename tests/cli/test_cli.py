@@ -1,10 +1,9 @@
-"""The command line: what it runs, what it leaves behind, and what it says when the input is wrong."""
+"""The command line: what it runs, and what it leaves behind."""
 
 from __future__ import annotations
 
 import csv
 import json
-import logging
 import os
 import subprocess
 import sys
@@ -18,44 +17,6 @@ import yaml
 from packmamba import cli
 
 ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder with a small corpus and a configuration that trains a tiny model on it; the working directory."""
-    monkeypatch.chdir(tmp_path)
-    texts = [f"document {i} " + "abc " * (i % 7) for i in range(40)]
-    Path("docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    config = {
-        "name": "tiny",
-        "model": {
-            "config": {"layer_pattern": "1*-", "d_model": 32, "vocab_size": 258, "attention": {"num_heads": 2}},
-            "warmup_steps": 1,
-        },
-        "data": {
-            "source": {"class_path": "packmamba.data.sources.Files", "init_args": {"paths": ["docs.jsonl"]}},
-            "capacity": 64,
-            "val_fraction": 0.2,
-            "cache_dir": str(tmp_path / "cache"),
-        },
-        "trainer": {
-            "accelerator": "cpu",
-            "max_steps": 3,
-            "log_every_n_steps": 1,
-            "enable_progress_bar": False,
-            "enable_model_summary": False,
-            "num_sanity_val_steps": 0,
-            "val_check_interval": 2,
-        },
-    }
-    Path("config.yaml").write_text(yaml.safe_dump(config))
-    return tmp_path
-
-
-@pytest.fixture(autouse=True)
-def no_errors_of_logging(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Lightning's loggers hold on to the stderr of the test that imported it, which is closed."""
-    monkeypatch.setattr(logging, "raiseExceptions", False)
 
 
 def run(*arguments: str) -> int:
@@ -110,8 +71,14 @@ class TestTopLevel:
         assert run("info", "--json") == 7
         assert seen == [["--json"]]
 
-    def test_it_runs_as_a_process(self) -> None:
-        process = subprocess.run([sys.executable, "-m", "packmamba.cli", "fti"], capture_output=True, text=True)
+    def test_bench_says_where_the_benchmarks_are(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("bench", "--device", "cpu") == 2
+        (line,) = capsys.readouterr().err.splitlines()
+        assert "run `python -m benchmarks` in a checkout of the repository" in line
+
+    @pytest.mark.parametrize("module", ["packmamba", "packmamba.cli"])
+    def test_it_runs_as_a_process(self, module: str) -> None:
+        process = subprocess.run([sys.executable, "-m", module, "fti"], capture_output=True, text=True)
         assert process.returncode == 2
         assert process.stderr.startswith("packmamba: error: unknown command 'fti'")
 
@@ -232,147 +199,3 @@ class TestRuns:
         text = " ".join(capsys.readouterr().out.split())
         for words in ("N, the size of each channel's state.", "Tokens a pack can hold.", "AdamW's peak learning rate."):
             assert words in text, words
-
-
-def other_checkpoint(project: Path) -> list[str]:
-    assert run("fit", "--config", "config.yaml", "--trainer.max_steps", "1") == 0
-    return ["--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt", "--model.config.d_model", "64"]
-
-
-def wrong_ids(project: Path) -> list[str]:
-    return ["--model.config.vocab_size", "200"]
-
-
-BAD_INPUT = {
-    "unknown layer symbol": (
-        ["--model.config.layer_pattern", "1*x"],
-        "layer_pattern '1*x': unknown symbol 'x' at index 2; available: '1' (mamba1), '*' (attention), '-' (mlp)",
-    ),
-    "reserved layer symbol": (["--model.config.layer_pattern", "12"], "symbol '2' at index 1 stands for mamba2"),
-    "empty pattern": (["--model.config.layer_pattern", ""], "layer_pattern is empty"),
-    "heads not divisible": (
-        ["--model.config.attention.num_heads", "5"],
-        "d_model (32) is not divisible by attention.num_heads (5)",
-    ),
-    "key/value heads not divisible": (
-        ["--model.config.attention.num_heads", "4", "--model.config.attention.num_kv_heads", "3"],
-        "attention.num_heads (4) is not divisible by attention.num_kv_heads (3)",
-    ),
-    "capacity below 1": (["--data.capacity", "0"], "capacity must be at least 1, got 0"),
-    "missing file": (["--data.source.init_args.paths", "[nothing.jsonl]"], "no file matches 'nothing.jsonl'"),
-    "missing column": (["--data.source.init_args.column", "body"], "has no column 'body'; its columns: text"),
-    "missing configuration file": (["--config", "nothing.yaml"], "File does not exist: "),
-    "missing checkpoint": (["--ckpt_path", "nothing.ckpt"], "ckpt_path 'nothing.ckpt' does not exist"),
-    "vocabulary too small": (
-        wrong_ids,
-        "the data's vocabulary has 258 tokens, but the model's vocab_size is 200; set model.config.vocab_size",
-    ),
-    "checkpoint of another configuration": (
-        other_checkpoint,
-        "another model configuration: d_model: 32 in the checkpoint, 64 in this run",
-    ),
-    "no last step": (["--trainer.max_steps", "-1"], "give trainer.max_steps or trainer.max_epochs"),
-    "learning rate of zero": (["--model.learning_rate", "0"], "learning_rate must be more than 0, got 0.0"),
-    "not a number": (["--model.config.d_model", "abc"], "\"model.config.d_model\": Expected a <class 'int'>"),
-    "unknown option": (["--model.depth", "3"], "--model.depth"),
-}
-
-
-class TestBadInput:
-    @pytest.mark.parametrize("case", BAD_INPUT)
-    def test_is_a_short_message_and_exit_code_2(
-        self, case: str, project: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        arguments, message = BAD_INPUT[case]
-        options = arguments if isinstance(arguments, list) else arguments(project)
-        capsys.readouterr()
-        assert run("fit", "--config", "config.yaml", *options) == 2
-        error = capsys.readouterr().err
-        assert "packmamba: error: " in error
-        assert message in error
-        assert "Traceback" not in error
-        assert len(error.splitlines()) < 12
-
-    @pytest.mark.parametrize(
-        ("pattern", "message"),
-        [
-            ("1111", 'Got value: 1111; a pattern of digits is a number in YAML: quote it, layer_pattern: "1111"'),
-            ("*1*1", "a value that begins with * is an alias in YAML: quote it"),
-        ],
-    )
-    def test_an_unquoted_layer_pattern_says_to_quote_it(
-        self, pattern: str, message: str, project: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        text = Path("config.yaml").read_text().replace("layer_pattern: 1*-", f"layer_pattern: {pattern}")
-        assert pattern in text
-        Path("unquoted.yaml").write_text(text)
-        assert run("fit", "--config", "unquoted.yaml") == 2
-        assert message in capsys.readouterr().err
-
-    def test_a_hub_dataset_without_a_network_names_the_offline_default(self, project: Path) -> None:
-        source = "{class_path: packmamba.data.sources.HubDataset, init_args: {name: nobody/nothing}}"
-        process = subprocess.run(
-            [sys.executable, "-m", "packmamba.cli", "fit", "--config", "config.yaml", "--data.source", source],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "HF_HOME": str(project / "hf")},
-        )
-        assert process.returncode == 2
-        assert "cannot reach the hub for dataset 'nobody/nothing'" in process.stderr
-        assert "PythonDocs" in process.stderr
-        assert "Traceback" not in process.stderr
-
-    def test_a_token_id_the_model_has_no_row_for(
-        self, project: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from packmamba.data.text.tokenizers import ByteTokenizer
-
-        # A tokenizer that gives more ids than it says it has.
-        monkeypatch.setattr(ByteTokenizer, "vocab_size", 200)
-        assert run("fit", "--config", "config.yaml", "--model.config.vocab_size", "200") == 2
-        error = capsys.readouterr().err
-        assert "packmamba: error: the tokenizer gave token id 257" in error
-        assert "Traceback" not in error
-
-
-class TestBugsStayLoud:
-    @pytest.mark.parametrize("switch", ["--traceback", "PACKMAMBA_TRACEBACK"])
-    def test_a_switch_shows_the_traceback(self, switch: str, project: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        arguments = ["fit", "--config", "config.yaml", "--data.capacity", "0"]
-        if switch.startswith("--"):
-            arguments.append(switch)
-        else:
-            monkeypatch.setenv(switch, "1")
-        with pytest.raises(ValueError, match="capacity must be at least 1"):
-            run(*arguments)
-
-    def test_an_error_nobody_raised_on_purpose_is_not_shortened(
-        self, project: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        from packmamba.training import lit
-
-        def broken(*args: Any, **kwargs: Any) -> None:
-            a, b = [1]  # noqa: F841  (a ValueError, but no `raise`)
-
-        broken.__globals__  # noqa: B018
-        monkeypatch.setattr(lit, "parameter_groups", broken)
-        with pytest.raises(ValueError, match="not enough values"):
-            run("fit", "--config", "config.yaml")
-
-    def test_only_a_raise_statement_of_packmamba_is_an_input_error(self) -> None:
-        def error_of(code: str, module: str) -> BaseException:
-            try:
-                exec(compile(code, "somewhere.py", "exec"), {"__name__": module})
-            except Exception as error:
-                return error
-            raise AssertionError(code)
-
-        assert cli.is_input_error(error_of("raise ValueError('x')", "packmamba.data.sources"))
-        assert cli.is_input_error(
-            error_of("try:\n 1/0\nexcept Exception as e:\n raise ValueError from e", "packmamba.training.lit")
-        )
-        assert not cli.is_input_error(error_of("int('x')", "packmamba.data.sources"))
-        assert not cli.is_input_error(error_of("a, b = [1]", "packmamba.training.lit"))
-        assert not cli.is_input_error(error_of("raise ValueError('x')", "packmamba_kernels.selective_scan.op"))
-        assert not cli.is_input_error(error_of("raise ValueError('x')", "torch.nn"))
-        assert not cli.is_input_error(ValueError("never raised"))

@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import nn
 
-from packmamba import Packing
+from packmamba import Packing, cli
 from packmamba.cli import compare
 from packmamba.compare import cases as compare_cases
 from packmamba.compare import throughput
@@ -21,6 +21,7 @@ from packmamba.compare.modes import make_batches, parse_mode
 from packmamba.compare.peers import why_missing
 from packmamba.compare.throughput import Comparison, Trainee
 from packmamba.config import ComputeOptions, ModelConfig
+from packmamba.errors import UsageError
 from packmamba.model import HybridLM
 from packmamba.model.mixers.mamba1 import Mamba1Mixer
 from tests.bare_machine import run_on_a_bare_machine
@@ -152,9 +153,7 @@ BAD = {
 
 @pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
 def test_bad_options_are_refused_by_name(arguments, message, capsys, tmp_path):
-    with pytest.raises(SystemExit) as error:
-        compare.main(["--device", "cpu", "--output", str(tmp_path), *arguments])
-    assert error.value.code == 2
+    assert cli.main(["compare", "--device", "cpu", "--output", str(tmp_path), *arguments]) == 2
     assert message in capsys.readouterr().err
 
 
@@ -181,7 +180,23 @@ def test_a_file_without_a_model_is_refused(tmp_path):
     path.write_text("trainer: {max_steps: 3}\n")
     with pytest.raises(ValueError, match=r"trainer.yaml describes no model"):
         compare_cases.load_model(str(path))
-    assert compare_cases.load_model("configs/quickstart.yaml")[0].layer_pattern == "1-1-*-1-"
+    for name in ("configs/quickstart.yaml", "quickstart"):
+        assert compare_cases.load_model(name)[0].layer_pattern == "1-1-*-1-"
+
+
+@pytest.mark.parametrize(("name", "content"), [("a.json", b"{"), ("a.yaml", b"a: ["), ("b.yaml", b"\xff\xfe\x00")])
+def test_a_file_that_cannot_be_read_is_refused(name, content, tmp_path):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UsageError, match=f"cannot read .*{name}"):
+        compare_cases.load_model(str(tmp_path / name))
+
+
+def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_timed(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(Comparison, "run", None)
+    (tmp_path / "file").write_text("")
+    output = ["--output", str(tmp_path / "file" / "out"), "--no-pictures"]
+    assert cli.main(["compare", "--device", "cpu", "--models", "mamba-tiny", "--tokens", "60", *output]) == 2
+    assert "error: --output: " in capsys.readouterr().err
 
 
 def test_to_run_out_of_memory_is_a_result(monkeypatch):

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 
 from packmamba.compare import modes
+from packmamba.compare.plots import plot_throughput
 from packmamba.compare.throughput import MODES, Comparison
 from packmamba.config import ModelConfig
-from packmamba.plots import plot_loss, plot_throughput, read_metric
+from packmamba.plots import plot_loss, read_metric
 
 CONFIG = ModelConfig(layer_pattern="1-", d_model=16, vocab_size=32)
 LENGTHS = (5, 40, 1, 12, 64)

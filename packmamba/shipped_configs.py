@@ -1,0 +1,63 @@
+"""The training configurations that come with packmamba, by name: `--config quickstart` works in any folder."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from packmamba.errors import MissingFileError, did_you_mean
+
+OPTIONS = ("-c", "--config")
+
+
+def configs_folder() -> Path:
+    """`packmamba/configs/` of an installed wheel; `configs/` of a checkout."""
+    installed = Path(__file__).parent / "configs"
+    return installed if installed.is_dir() else Path(__file__).parents[1] / "configs"
+
+
+def config_names() -> list[str]:
+    """The names that `--config` takes beside paths."""
+    return sorted(path.stem for path in configs_folder().glob("*.yaml"))
+
+
+def find_config(text: str) -> Path:
+    """The file that `--config text` means: the one with this path, else the shipped one with this name.
+
+    Raises MissingFileError where there is neither, naming the configurations that are shipped.
+    """
+    path = Path(text)
+    if path.exists() and not path.is_dir():
+        return path
+    names = config_names()
+    if text in names:
+        return configs_folder() / f"{text}.yaml"
+    shipped = f"configurations that come with packmamba: {', '.join(names)}"
+    raise MissingFileError(f"--config: File does not exist: {text!r}; {shipped}{did_you_mean(path.stem, names)}")
+
+
+def with_config_paths(arguments: Sequence[str]) -> list[str]:
+    """Options with the path of its file in place of every `--config`'s value. YAML instead of a path stays as it is.
+
+    Raises MissingFileError as `find_config` does.
+    """
+    replaced = list(arguments)
+    for i, prefix, value in _config_values(arguments):
+        is_yaml = any(sign in value for sign in ("{", "\n", ": "))
+        replaced[i] = prefix + (value if is_yaml or value == "-" else str(find_config(value)))
+    return replaced
+
+
+def given_configs(arguments: Sequence[str]) -> list[str]:
+    """The value of every `--config`."""
+    return [value for _, _, value in _config_values(arguments)]
+
+
+def _config_values(arguments: Sequence[str]) -> Iterator[tuple[int, str, str]]:
+    """(index, text before the value, value) of the arguments that hold a configuration."""
+    for i, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        if equals and option in OPTIONS:
+            yield i, f"{option}=", value
+        elif i and arguments[i - 1] in OPTIONS:
+            yield i, "", argument
