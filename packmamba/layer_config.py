@@ -83,7 +83,7 @@ class Mamba1Config(LayerConfig):
     symbol: ClassVar[str] = "1"
 
     d_state: int = 16
-    """N, the size of each channel's state: 4, 8, 16, 32, 64 or 128."""
+    """N, the size of each channel's state. One of 4, 8, 16, 32, 64, 128."""
     d_conv: int = 4
     """W, the width of the causal convolution, 2 to 8."""
     expand: int = 2

@@ -1,4 +1,4 @@
-"""What training and evaluation report, as plain arithmetic: step totals, throughput, and losses document by document.
+"""The numbers of training and evaluation, as plain arithmetic: step totals, throughput, losses document by document.
 
 Sums are kept, never means of means: a ratio is taken once, at the end, over every batch and every rank.
 """
@@ -26,7 +26,7 @@ def count_documents(batch: PackedBatch) -> int:
 
 
 def real_flops(config: ModelConfig, batch: PackedBatch) -> float:
-    """FLOPs of a training step on the batch's real tokens: of all its tokens, times the fraction that is not padding.
+    """FLOPs of a training step on the batch's real tokens: those of all its tokens, times the fraction of real ones.
 
     Exact without padding; with padding, attention's quadratic part is shared out evenly.
     """
@@ -52,7 +52,7 @@ class StepMeter:
     _paused_at: float | None = None
 
     def add(self, batch: PackedBatch, loss_sum: Tensor, flops: float) -> None:
-        """One micro-batch. loss_sum: the sum of its token losses, detached; flops: of its forward and backward pass."""
+        """One micro-batch. loss_sum: the sum of its token losses, detached. flops: those of its forward and backward pass."""
         self.loss_sum = self.loss_sum + loss_sum
         self.num_targets += batch.num_targets
         self.num_tokens += batch.num_tokens

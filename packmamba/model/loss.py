@@ -1,8 +1,8 @@
 """Next-token loss straight from hidden states: a linear layer and cross-entropy that never hold (T, V) logits.
 
 T tokens · V vocabulary · d model width. Tokens go through in chunks; each chunk's logits become its gradient in place,
-in the forward pass, so that what stays until the backward is (T, d) and (V, d) (the idea of liger-kernel's fused
-linear cross-entropy, arXiv 2410.10989, and of Wijmans et al., arXiv 2411.09009).
+in the forward pass, so that only the gradients, (T, d) and (V, d), stay until the backward (the idea of liger-kernel's
+fused linear cross-entropy, arXiv 2410.10989, and of Wijmans et al., arXiv 2411.09009).
 """
 
 from __future__ import annotations

@@ -237,7 +237,8 @@ class TestPeers:
             leak = False
 
             def __new__(cls, d_model, d_state=16, d_conv=4, expand=2, dt_rank="auto", conv_bias=True, bias=False):
-                mixer = Mamba1Mixer(ModelConfig(layer_pattern="1", d_model=d_model, vocab_size=1))
+                config = ModelConfig(layer_pattern="1", d_model=d_model, vocab_size=1)
+                mixer = Mamba1Mixer(config.layers[0], config, ComputeOptions())
                 own = mixer.forward
 
                 def forward(hidden_states, **boundaries):

@@ -26,6 +26,9 @@ ATTENTION = {
     "attention-gqa": AttentionConfig(num_heads=4, num_kv_heads=2),
     "attention-window": AttentionConfig(num_heads=4, num_kv_heads=1, sliding_window=4),
 }
+MODEL_PATTERN, SYMBOLS_PATTERN = "1-*1-", "1w-s*"
+"""A hybrid, and one with layers of `symbols`: a window of attention, and a Mamba mixer with more states."""
+
 MIXERS = ("mamba1", "mamba1-kept", *ATTENTION, "mlp")
 """`kept`: computes nothing again in its backward."""
 

@@ -13,7 +13,9 @@ from packmamba.model.mixers import mamba1
 from packmamba.model.mixers.mlp import GatedMLP
 from tests.model.guarantee import (
     MIXERS,
+    MODEL_PATTERN,
     RATIO,
+    SYMBOLS_PATTERN,
     VOCAB,
     check_no_leak,
     check_packed_equals_separate,
@@ -28,7 +30,6 @@ from tests.support import LENGTHS, assert_identical
 
 DTYPES = pytest.mark.parametrize("dtype", RATIO, ids=["fp32", "bf16"])
 PACKS = pytest.mark.parametrize("lengths", LENGTHS.values(), ids=LENGTHS.keys())
-MODEL_PATTERN = "1-*1-"
 SEVERAL = [5, 1, 30, 3, 4, 66]
 
 DEVICES = pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
@@ -81,6 +82,16 @@ class TestModel:
     def test_permuting_documents_permutes_outputs(self, dtype, autocast, lengths, device):
         packing = Packing.from_lengths(lengths).to(device)
         check_permutation(*model_case(MODEL_PATTERN, packing, dtype, device, autocast), packing, RATIO[dtype])
+
+
+@DEVICES
+@DTYPES
+def test_models_with_added_symbols_keep_their_documents_apart(dtype, device):
+    packing = Packing.from_lengths(SEVERAL).to(device)
+    case = model_case(SYMBOLS_PATTERN, packing, dtype, device)
+    check_no_leak(*case, packing)
+    check_packed_equals_separate(*case, packing, RATIO[dtype])
+    check_permutation(*case, packing, RATIO[dtype])
 
 
 def forget_documents(op):
