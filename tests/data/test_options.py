@@ -124,7 +124,7 @@ def test_the_one_cost_of_attention_of_old_checkpoints_is_translated(old: dict[st
 
 
 def test_costs_of_another_type_and_missing_files_are_usage_errors() -> None:
-    with pytest.raises(UsageTypeError, match="must hold values of type AttentionCost, got 0.5"):
+    with pytest.raises(UsageTypeError, match=r"must hold values of type AttentionCost, got 0\.5"):
         PackedDataModule(attention_costs=[0.5])  # type: ignore[list-item]
     module = PackedDataModule(strategy="threshold_filtering", embeddings="nowhere.npy")
     with pytest.raises(UsageError, match=r"there is no file 'nowhere.npy'"):

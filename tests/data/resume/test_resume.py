@@ -6,8 +6,12 @@ import functools
 import json
 from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("lightning")
+
+import lightning.pytorch as pl
 import torch
 
 from packmamba.data import PackedDataModule

@@ -8,6 +8,9 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("datasets")
+pytest.importorskip("lightning")
+
 from packmamba.data import PackedDataModule
 from packmamba.data.resume.sections import SectionWriter
 from packmamba.data.sources import Files
