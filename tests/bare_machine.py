@@ -1,4 +1,4 @@
-"""Python on a machine that has torch, triton and numpy, and none of what else this one has."""
+"""Python on a machine that has torch, triton, numpy and the test tools, and no other package of this one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,17 @@ import subprocess
 import sys
 from pathlib import Path
 
-BLOCKED = ("rich", "matplotlib", "lightning", "datasets", "jsonargparse", "yaml")
+BLOCKED = (
+    "rich",
+    "matplotlib",
+    "lightning",
+    "datasets",
+    "jsonargparse",
+    "yaml",
+    "jinja2",
+    "tokenizers",
+    "transformers",
+)
 
 
 def run_on_a_bare_machine(code: str, folder: Path) -> subprocess.CompletedProcess[str]:

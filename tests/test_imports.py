@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.bare_machine import run_on_a_bare_machine
+
 ROOT = Path(__file__).parents[1]
 PACKAGES = {
     "packmamba": ROOT / "packmamba",
@@ -184,6 +186,15 @@ def test_a_bare_machine_can_import(statement: str) -> None:
 def test_importing_the_command_line_does_not_load_torch() -> None:
     loaded = loaded_by("import packmamba.cli; packmamba.cli.main(['--help'])")
     assert not loaded & {"torch", *HEAVY}
+
+
+def test_gpu_tests_are_collected_on_a_bare_machine() -> None:
+    collect = "import pytest; sys.exit(pytest.main(['-m', 'gpu', '--collect-only', '-p', 'no:cacheprovider']))"
+    run = run_on_a_bare_machine(collect, ROOT)
+    assert run.returncode == 0, run.stdout[-2000:]
+    for module in ("tests/model/test_loss.py", "tests/test_packing.py", "tests/kernels/selective_scan/"):
+        assert module in run.stdout
+    assert "error" not in run.stdout
 
 
 def test_kernels_is_no_package() -> None:

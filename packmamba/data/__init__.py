@@ -1,5 +1,12 @@
-"""Documents to packed batches. Read in this order: sources, tokenizers, chat, encode, corpus, packers, plan, collate,
-loader, progress, datamodule; sections and streamed for documents that are read while training goes on."""
+"""Documents to packed batches.
+
+Source: where documents come from. Corpus: a source's documents as token ids on disk. Piece: a run of tokens of one
+document. Pack: pieces trained side by side. Plan: which rank trains on which pack at which micro-step. Micro-step: one
+batch on every rank; an optimiser step accumulates a few. Position: how much of the data is trained on.
+
+Read in this order: sources/, text/, options, documents, packers/, pack_documents, plan, position, collate, loader,
+datamodule; then resume/, which also reads streams.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The on-disk cache: folders that appear complete or not at all, and the progress bar of what fills them."""
+"""The on-disk cache: folders that appear complete or not at all, and the progress bar shown meanwhile."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ def collate(
     piece are to be predicted; None for all. row_length: fill every piece to so many tokens.
     pad_to: add one sequence of filler up to so many tokens. step_targets: see `PackedBatch`.
 
-    Raises ValueError if a piece is longer than `row_length`, or all of them are longer than `pad_to`.
+    Raises UsageError if a piece is longer than `row_length`, or all of them are longer than `pad_to`.
     """
     real = np.array([piece.size for piece in pieces], dtype=np.int64)
     if row_length is not None and real.max(initial=0) > row_length:

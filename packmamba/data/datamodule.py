@@ -136,9 +136,9 @@ class PackedDataModule(LightningDataModule):
                 train=source, val=val_source, test=test_source, predict=predict_source, chat_template=chat_template
             ),
             documents=DocumentOptions(
-                streaming=source.streaming,
                 section_documents=section_documents,
                 max_documents=max_documents,
+                streaming=source.streaming,
                 val_fraction=val_fraction,
                 tokenizer=tokenizer,
             ),
@@ -154,9 +154,9 @@ class PackedDataModule(LightningDataModule):
                 empty_documents=empty_documents,
                 long_documents=long_documents,
                 pad_to_capacity=pad_to_capacity,
+                cache_dir=Path(cache_dir).expanduser(),
                 num_workers=num_workers,
                 tokenizer_workers=tokenizer_workers,
-                cache_dir=Path(cache_dir).expanduser(),
             ),
         )
         self.splits = DocumentSplits(self.options)
@@ -189,7 +189,7 @@ class PackedDataModule(LightningDataModule):
     # Documents and packs
 
     def prepare_data(self) -> None:
-        """Loads and tokenises what the trainer is about to need into the cache, in one process."""
+        """Loads and tokenises the documents of the trainer's stage into the cache, in one process."""
         for split in _SPLITS_OF[current_stage(self.trainer)]:
             if not self.splits.is_streamed(split):
                 self.splits.corpus(split)
@@ -277,8 +277,8 @@ class PackedDataModule(LightningDataModule):
     def train_dataloader(self) -> PackLoader:
         """Batches from where training stands to the end of its epoch.
 
-        Raises UsageError if a checkpoint was loaded and its data, tokenizer or plan are not those of now, naming what
-        changed; or for options of the Trainer that leave the number of targets of a step unknown.
+        Raises UsageError if a checkpoint was loaded and its data, tokenizer or plan are not those of now, naming the
+        differences; or for options of the Trainer that leave the number of targets of a step unknown.
         """
         world_size, rank = self._replicas()
         accumulation, limit = 1, 1.0

@@ -48,7 +48,7 @@ def rows_to_train_on(
     first_row: int | None = None,
 ) -> np.ndarray:
     """int64: the rows of a corpus that have something to predict: neither empty after tokenisation, nor conversations
-    in which the assistant says nothing. The one place that decides what becomes of the others.
+    in which the assistant says nothing. No other function decides about such documents.
 
     lengths, silent: (documents,), see `Corpus`. policy: `skip` calls `warn` with a message, `error` raises UsageError.
     first_row: where in a stream the corpus begins. How many rows follow is not known there, so the message names the

@@ -1,4 +1,4 @@
-"""What `threshold_filtering` compares documents by: a file of embeddings, or n-grams of their tokens, cached."""
+"""Embeddings by which `threshold_filtering` compares documents: a file, or n-grams of their tokens, cached."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _SMALL_VOCABULARY = 1024
 def read_embeddings(file: str, documents: Documents) -> np.ndarray:
     """The rows of a .npy file that belong to the documents; it has one for each document of their source.
 
-    Raises FileNotFoundError, or ValueError for a file that is no array or has another number of rows.
+    Raises FileNotFoundError, or UsageError for a file that is no array or has another number of rows.
     """
     path = Path(file).expanduser()
     if not path.is_file():

@@ -71,7 +71,7 @@ def sample_lengths(
     >>> sample_lengths("equal", num_tokens=1200).tolist()
     [512, 512, 176]
 
-    Raises ValueError for an unknown distribution (lists those that exist), for a size below 1, where not exactly one
+    Raises UsageError for an unknown distribution (lists those that exist), for a size below 1, where not exactly one
     size is given, and for `giant` by `num_documents`.
     """
     if name not in DISTRIBUTIONS:
@@ -105,7 +105,7 @@ def read_histogram(path: str | Path) -> tuple[np.ndarray, np.ndarray]:
     path: a `.json` file, `{"length": count, ...}` or `[[length, count], ...]`, or a `.csv` file of two columns, length
     and count, with or without a line of names.
 
-    Raises FileNotFoundError where there is no file, ValueError for another ending, for what is not a whole number, a
+    Raises MissingFileError where there is no file, UsageError for another ending, for what is not a whole number, a
     length below 1, a count below 0, a length that occurs twice (each with the entry's number), or no document at all.
     """
     path = Path(path).expanduser()
@@ -169,7 +169,7 @@ def sample_histogram(path: str | Path, *, num_documents: int, seed: int = 0) -> 
 def read_lengths(file: Path) -> np.ndarray:
     """The lengths in a `.npy` file or a JSON list.
 
-    Raises FileNotFoundError, or ValueError for another kind of file, or one that does not hold integers from 1 up.
+    Raises FileNotFoundError, or UsageError for another kind of file, or one that does not hold integers from 1 up.
     """
     if not file.is_file():
         raise MissingFileError(f"there is no file of lengths {str(file)!r}")

@@ -1,7 +1,6 @@
 """Packs as a dataset that any number of loader workers can index, and the sampler that walks through it.
 
-What lies behind the key of a batch is a pure function of it, so workers hold no position, and a position is a few
-numbers to start from.
+A batch is a pure function of its key, so workers hold no position, and a position is a few numbers to start from.
 """
 
 from __future__ import annotations
@@ -50,17 +49,17 @@ class PlannedDataset(Dataset[PackedBatch], ABC):
 
     @abstractmethod
     def section(self, position: Position) -> tuple[Documents, Packs, int]:
-        """What is packed at a position: documents, their packs, and the number that is added to a document's row in its
+        """The section at a position: documents, their packs, and the number that is added to a document's row in its
         corpus to make its id. At least one document."""
 
     @abstractmethod
     def length(self) -> int | None:
-        """Micro-steps that would train on every pack; None where they are not known ahead. It is what Lightning applies
-        `limit_train_batches` to, and what it counts against, also after a resume."""
+        """Micro-steps that would train on every pack; None where they are not known ahead. It is the number that
+        Lightning applies `limit_train_batches` to, and counts against, also after a resume."""
 
     @abstractmethod
     def keys(self, position: Position) -> Iterator[Key]:
-        """What is left of the epoch of a position."""
+        """The keys that are left of the epoch of a position."""
 
     @abstractmethod
     def after(self, position: Position, micro_steps: int) -> tuple[Position, int]:
@@ -78,10 +77,10 @@ class PlannedDataset(Dataset[PackedBatch], ABC):
 
     @abstractmethod
     def digests(self, position: Position) -> dict[str, str | None]:
-        """The same for the same documents at a position, written out in the same way; empty where that is not known."""
+        """Hashes of the texts and of the chat template at a position; empty where they are not known."""
 
     def plan(self, position: Position) -> EpochPlan:
-        """The plan of what is left of a section; the latest is kept."""
+        """The plan of the rest of a section; the latest is kept."""
         if self._plan is None or self._plan[0] != position:
             _, packs, _ = self.section(position)
             numbers = (position.epoch, position.section) if self.options.whole_steps else position.epoch

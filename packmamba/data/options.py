@@ -129,9 +129,9 @@ class OrderOptions:
     seed: int = 0
     """Seed of the shuffling and of the validation split."""
     balance: Balance = "tokens"
-    """What ranks get even shares of within an optimiser step; see `PlanOptions`."""
+    """The quantity that ranks get even shares of within an optimiser step; see `PlanOptions`."""
     attention_costs: tuple[AttentionCost, ...] | None = ()
-    """What attention costs, an entry for each window; only balance `flops` looks at it."""
+    """The cost of attention, an entry for each window; only balance `flops` looks at it."""
 
     def __post_init__(self) -> None:
         self.plan()
@@ -152,8 +152,8 @@ class OrderOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class HandlingOptions:
-    """What is refused, filled up, and done by how many processes. Nothing here can change which documents come when, so
-    none of it is in the fingerprint.
+    """Refusing documents, filling batches up, and the number of processes. Nothing here can change which documents come
+    when, so none of it is in the fingerprint.
 
     Raises UsageError for a number below 0 or an unknown way to treat documents.
     """

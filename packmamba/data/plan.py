@@ -25,12 +25,12 @@ from packmamba.visible_pairs import AttentionCost, visible_pairs
 Balance = Literal["tokens", "flops", "none"]
 
 NO_PACK = -1
-"""What a rank gets when the packs of an epoch have run out."""
+"""Stands for the pack of a rank when the packs of an epoch have run out."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PlanOptions:
-    """What an epoch's plan depends on, beside the packs and the epoch's number.
+    """The options of an epoch's plan; the packs and the epoch's number say the rest.
 
     Raises UsageError for a count below 1 or an unknown balance, UsageTypeError for attention costs of another type.
     """
@@ -46,10 +46,10 @@ class PlanOptions:
     max_micro_steps: int | None = None
     """End the epoch after so many micro-steps; None: when every pack has been trained on."""
     balance: Balance = "tokens"
-    """What ranks get even shares of within an optimiser step: `tokens`, `flops` (see `pack_costs`), or `none`: packs
-    as they come."""
+    """The quantity that ranks get even shares of within an optimiser step: `tokens`, `flops` (see `pack_costs`), or
+    `none`: packs as they come."""
     attention_costs: tuple[AttentionCost, ...] = ()
-    """What attention costs, an entry for each window; only `flops` looks at it."""
+    """The cost of attention, an entry for each window; only `flops` looks at it."""
 
     def __post_init__(self) -> None:
         for name in ("world_size", "accumulation", "max_micro_steps"):
@@ -65,7 +65,7 @@ class PlanOptions:
 
 @dataclass(frozen=True, eq=False)
 class EpochPlan:
-    """What is left of one epoch, for all ranks."""
+    """The rest of one epoch, for all ranks."""
 
     packs: np.ndarray
     """int64 (micro-steps left, G): the pack of each micro-step and rank, NO_PACK where there is none."""

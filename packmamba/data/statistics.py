@@ -1,4 +1,4 @@
-"""What a data set's lengths are like, and what each strategy makes of them. NumPy only."""
+"""Statistics of a data set's lengths, and of the packs that each strategy makes of them. NumPy only."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def describe_lengths(lengths: np.ndarray) -> dict[str, Any]:
 
 @dataclass(frozen=True, kw_only=True)
 class PackingReport:
-    """What one strategy made of a data set, and how evenly its packs are shared by ranks."""
+    """Statistics of one strategy's packs, and of how evenly ranks share them."""
 
     strategy: str
     packs: int
@@ -45,7 +45,7 @@ class PackingReport:
     step_imbalance: float
     """The same for whole optimiser steps."""
     seconds: float
-    """What packing took."""
+    """Time that packing took."""
 
 
 def report_packs(make: Callable[[], Packs], options: PlanOptions) -> PackingReport:

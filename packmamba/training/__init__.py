@@ -1,1 +1,5 @@
-"""Training: the Lightning module, its callbacks, and all that is known of Lightning's internals."""
+"""Training with Lightning. Read in this order: lit, callbacks, lightning_compat.
+
+Optimiser step: one change of the weights, after a few accumulated micro-batches on every rank. Window: the optimiser
+steps since the last row of the log, over which throughput is measured.
+"""

@@ -196,7 +196,7 @@ def expect_hooks_of_module() -> None:
 
 
 def quiet_commands(*, saves: bool) -> None:
-    """Hides what Lightning says at every start of a command. saves: whether the command writes checkpoints."""
+    """Hides messages that Lightning prints at every start of a command. saves: whether it writes checkpoints."""
     # An advertisement for another logger.
     logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
     warnings.filterwarnings("ignore", message=".*LeafSpec", module="lightning")  # its own use of torch

@@ -1,4 +1,4 @@
-"""Training as a LightningModule: the loss over a whole optimiser step, AdamW, the schedule, what is logged.
+"""Training as a LightningModule: the loss over a whole optimiser step, AdamW, the schedule, the log.
 
 lit = LitHybridLM(ModelConfig(layer_pattern="11*1", d_model=128, vocab_size=258), learning_rate=1e-3)
 Trainer(max_steps=100, gradient_clip_val=1.0).fit(lit, datamodule)
@@ -203,7 +203,7 @@ class LitHybridLM(LightningModule):
     # Batches
 
     def on_before_batch_transfer(self, batch: PackedBatch, dataloader_idx: int) -> PackedBatch:
-        """Raises ValueError for a token id the embedding has no row for, while the ids are still on the host."""
+        """Raises UsageError for a token id the embedding has no row for, while the ids are still on the host."""
         check_token_ids(batch.input_ids, self.config.vocab_size)
         return batch
 
@@ -332,7 +332,7 @@ class LitHybridLM(LightningModule):
     # Checkpoints
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Raises ValueError if the checkpoint's model configuration is another one, naming each field that differs."""
+        """Raises UsageError if the checkpoint's model configuration is another one, naming each field that differs."""
         stored = checkpoint.get(self.CHECKPOINT_HYPER_PARAMS_KEY, {}).get("config")
         if stored is None:
             raise UsageError("the checkpoint holds no model configuration; it was not written by LitHybridLM")

@@ -11,6 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+pytest.importorskip("yaml")
+pytest.importorskip("lightning")
+
 import torch
 import yaml
 

@@ -7,8 +7,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
+
+pytest.importorskip("yaml")
+pytest.importorskip("lightning")
+pytest.importorskip("datasets")
+
+import numpy as np
 import yaml
 
 from packmamba import cli

@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import random
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import datasets
 import pytest
+
+if TYPE_CHECKING:
+    import datasets
 
 
 @pytest.fixture(autouse=True, scope="session")
 def no_progress_bars():
-    datasets.disable_progress_bars()
+    if importlib.util.find_spec("datasets") is not None:
+        import datasets
+
+        datasets.disable_progress_bars()
 
 
 @pytest.fixture

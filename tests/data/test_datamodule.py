@@ -7,8 +7,13 @@ import json
 import subprocess
 import sys
 
-import numpy as np
 import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("lightning")
+pytest.importorskip("jsonargparse")
+
+import numpy as np
 import torch
 from jsonargparse import ArgumentParser
 from torch.utils.data import DistributedSampler

@@ -7,6 +7,10 @@ import random
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("lightning")
+pytest.importorskip("datasets")
+
 import torch
 
 from tests.support import assert_close

@@ -90,9 +90,9 @@ def pack(
     It decides which documents share a pack, that is, an optimiser step: where states and attention are reset between
     documents, as packmamba's are, no document ever sees the related ones beside it.
 
-    Raises ValueError for lengths that are not one-dimensional, an empty list, a length below 1 (named with its index),
+    Raises UsageError for lengths that are not one-dimensional, an empty list, a length below 1 (named with its index),
     a capacity or buffer below 1, an unknown strategy, a document that must not be cut, or embeddings that are missing
-    or of another shape; TypeError for lengths or a capacity that are not integers.
+    or of another shape; UsageTypeError for lengths or a capacity that are not integers.
     """
     check_options(strategy, capacity, buffer, long_documents)
     lengths = _checked_lengths(lengths)
@@ -162,7 +162,7 @@ def stream_packs(
 
 
 def refuse_long_documents(lengths: np.ndarray, capacity: int, rows: np.ndarray | None = None) -> None:
-    """Raises ValueError if a document is longer than `capacity`, naming the first: its number, or its entry in `rows`,
+    """Raises UsageError if a document is longer than `capacity`, naming the first: its number, or its entry in `rows`,
     and how large a pack would have to be."""
     long = np.flatnonzero(lengths > capacity)
     if long.size:
@@ -181,7 +181,7 @@ def check_options(
     long_documents: str = "split",
     available: Sequence[str] = STRATEGIES,
 ) -> None:
-    """Raises ValueError or TypeError for options of `pack` that no lengths would go with."""
+    """Raises UsageError or UsageTypeError for options of `pack` that no lengths would go with."""
     if strategy not in available:
         raise UsageError(f"unknown strategy {strategy!r}; available: {', '.join(available)}")
     for name, value in (("capacity", capacity), ("buffer", buffer)):

@@ -35,7 +35,7 @@ def ngram_embeddings(
     called with the number of documents of every block that is done. O(tokens · longest) time, O(documents · dim)
     memory.
 
-    Raises ValueError where there is no document, or dim or longest is below 1.
+    Raises UsageError where there is no document, or dim or longest is below 1.
     """
     for name, value in (("dim", dim), ("longest", longest)):
         if value < 1:

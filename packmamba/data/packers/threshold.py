@@ -21,7 +21,7 @@ _NORM = 2048
 class ThresholdFiltering:
     """How the path through the documents is chosen.
 
-    Raises ValueError for a number out of range.
+    Raises UsageError for a number out of range.
     """
 
     threshold: float = 0.1
@@ -94,7 +94,7 @@ def _rounded(embeddings: np.ndarray) -> np.ndarray:
 
 
 def checked_embeddings(embeddings: np.ndarray | None, documents: int) -> np.ndarray:
-    """Raises ValueError for embeddings that are missing, not one row a document, or not finite (named with its row)."""
+    """Raises UsageError for embeddings that are missing, not one row a document, or not finite (named with its row)."""
     if embeddings is None:
         raise UsageError(
             "strategy 'threshold_filtering' needs embeddings, an array (documents, numbers); "

@@ -1,1 +1,6 @@
-"""Where training stands in its data, and documents that are read while training goes on."""
+"""Going on where training stopped, and streams, which are cut so that they can. Read in this order: fingerprint,
+progress, sections, streamed.
+
+Fingerprint: the options that the order of documents depends on. Section: consecutive documents of a stream that are
+shuffled and packed together. Origin: the position from which a run's batches are counted.
+"""

@@ -9,7 +9,7 @@ from packmamba.errors import UsageError
 
 
 class SavedData(NamedTuple):
-    """What a checkpoint says about the data at its position."""
+    """A checkpoint's description of the data at its position."""
 
     position: Position
     fingerprint: dict[str, Any]
@@ -29,7 +29,7 @@ def translated(fingerprint: dict[str, Any]) -> dict[str, Any]:
 
 
 def require_same(saved: dict[str, Any], current: dict[str, Any]) -> None:
-    """Raises UsageError naming what is not as it was when a checkpoint was saved."""
+    """Raises UsageError naming the values that are not as they were when a checkpoint was saved."""
     changed = [
         f"{name} was {saved.get(name)!r} and is {current.get(name)!r}"
         for name in saved | current

@@ -24,7 +24,7 @@ class TrainingProgress:
     """The position of a run in a dataset: an origin, and the batches that Lightning has trained on since.
 
     Batches count when they have been trained on; those that workers have prepared do not. A position lies between two
-    optimiser steps: what a step has accumulated is in no checkpoint, so a resumed run begins that step again.
+    optimiser steps: accumulated gradients are in no checkpoint, so a resumed run begins their step again.
     """
 
     def __init__(self, dataset: PlannedDataset, origin: Origin, trainer: Any) -> None:

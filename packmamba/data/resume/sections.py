@@ -61,12 +61,12 @@ class Section:
 
     @property
     def documents(self) -> Documents:
-        """Its documents that are not empty. Raises FileNotFoundError where `num_packs` is 0."""
+        """Its documents that are not empty. Raises MissingFileError where `num_packs` is 0."""
         return self._contents[0]
 
     @property
     def packs(self) -> Packs:
-        """Their packs. Raises FileNotFoundError where `num_packs` is 0."""
+        """Their packs. Raises MissingFileError where `num_packs` is 0."""
         return self._contents[1]
 
 

@@ -27,7 +27,7 @@ class StreamedDataset(PlannedDataset):
         self, sections: Sections, options: PlanOptions, *, prefetched: int, saved: SavedData | None, **batch: Any
     ) -> None:
         """options: with `whole_steps`. prefetched: batches that may be on their way on any rank, while training is at
-        another one. saved: what a checkpoint says about the section that training goes on with. batch: see
+        another one. saved: a checkpoint's description of the section that training goes on with. batch: see
         `PlannedDataset`."""
         super().__init__(options, **batch)
         self.sections = sections

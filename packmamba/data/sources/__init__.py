@@ -1,4 +1,8 @@
-"""Where documents come from. Every source loads as a `datasets.Dataset` of one row a document."""
+"""Where documents come from. Every source loads as a `datasets.Dataset` of one row a document.
+
+Stream: the documents of a source, read while training goes on. Shard: a part of a stream that can be read alone, such
+as a file. Mixture: several sources, drawn from by weight.
+"""
 
 from packmamba.data.sources.base import Source
 from packmamba.data.sources.files import Files

@@ -47,14 +47,14 @@ class Source(ABC):
         `messages`: lists of `role` and `content`. Where there are columns of several kinds, a row has one of them, and
         null in the others.
 
-        Raises FileNotFoundError for a path or pattern that matches nothing, ValueError for a missing column (named with
+        Raises MissingFileError for a path or pattern that matches nothing, UsageError for a missing column (named with
         those there are), a column of another type, or no document at all.
         """
 
     def stream(self) -> Stream:
         """The documents that `load` gives, in the same order, but read while training goes on.
 
-        Raises what `load` raises, and ValueError for a source that cannot be streamed.
+        Raises what `load` raises, and UsageError for a source that cannot be streamed.
         """
         raise UsageError(f"{type(self).__name__} cannot be streamed; Files, HubDataset and mixtures of them can")
 
@@ -74,7 +74,7 @@ class TableSource(Source):
     """Conversations: a column of lists of messages, each with `role` (system, user, assistant, ...) and `content`."""
 
     def columns(self) -> dict[str, str]:
-        """The names of the columns to read, and what `load` calls them. Raises ValueError if the fields contradict."""
+        """The names of the columns to read, and what `load` calls them. Raises UsageError if the fields contradict."""
         pair = (self.prompt_column, self.completion_column)
         if self.messages_column is not None and pair != (None, None):
             raise UsageError(
@@ -93,7 +93,7 @@ class TableSource(Source):
         return {pair[0]: "prompt", pair[1]: "completion"}
 
     def documents(self, dataset: Dataset, origin: str) -> Dataset:
-        """The columns of a table that are documents, named as `load` promises. origin: what errors call the table."""
+        """The columns of a table that are documents, named as `load` promises. origin: its name in errors."""
         columns = self.columns()
         _require_columns(columns, dataset.column_names, origin)
         if len(dataset) == 0:

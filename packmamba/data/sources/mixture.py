@@ -31,7 +31,7 @@ class Mixture(Source):
     """
 
     sources: list[Source]
-    """What to mix: at least two sources, mixtures among them if you like."""
+    """The sources to mix: at least two, mixtures among them if you like."""
     weights: list[float]
     """One positive number a source; only their proportions matter."""
     stopping_strategy: StoppingStrategy = "first_exhausted"
@@ -67,7 +67,7 @@ class Mixture(Source):
         return MixedStream(parts, probabilities, self.stopping_strategy == "all_exhausted", self.seed)
 
     def _probabilities(self) -> list[float]:
-        """The weights as what they add up to 1 with. Raises ValueError for fields that cannot be used."""
+        """The weights, scaled to a sum of 1. Raises UsageError for fields that cannot be used."""
         if self.stopping_strategy not in get_args(StoppingStrategy):
             raise UsageError(
                 f"unknown stopping_strategy {self.stopping_strategy!r}; available: "

@@ -26,13 +26,13 @@ class Stream(ABC):
     def tables(self, shards: Sequence[int], skip: int = 0) -> Iterator[pa.Table]:
         """The documents of the shards in this order, a few at a time, without the first `skip` of them.
 
-        Raises ValueError for rows that cannot be read.
+        Raises UsageError for rows that cannot be read.
         """
 
 
 @dataclass(frozen=True)
 class TableStream(Stream):
-    """Rows of a table; a shard is a file, or what the hub stores as one."""
+    """Rows of a table; a shard is a file, or a part of the hub's data set that is stored as one."""
 
     dataset: IterableDataset
     """The table, and only those of its columns that are documents."""
@@ -41,7 +41,7 @@ class TableStream(Stream):
     origin: str
     """What errors call the source."""
     fault: Callable[[], str | None]
-    """Called after something could not be read: says what and where, or None where it finds nothing."""
+    """Called after a row could not be read: names the row and its fault, or None where it finds none."""
 
     @property
     def num_shards(self) -> int:
@@ -71,7 +71,7 @@ class MixedStream(Stream):
     """Several streams; each next document comes from one that is drawn. Gives what `interleave_datasets` gives."""
 
     parts: list[Stream]
-    """What is mixed; the shards of each are read as they come."""
+    """The streams that are mixed; the shards of each are read as they come."""
     probabilities: list[float]
     """How often each is drawn."""
     repeats: bool

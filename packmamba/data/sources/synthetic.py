@@ -37,7 +37,7 @@ class SyntheticSource(Source):
         return stored_once(folder, lambda: self.texts(np.random.default_rng(self.seed)))
 
     def check(self) -> None:
-        """Raises ValueError for a field out of range."""
+        """Raises UsageError for a field out of range."""
 
     def depends_on(self) -> str:
         """What the documents depend on, beside the fields."""

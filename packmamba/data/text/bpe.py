@@ -15,14 +15,14 @@ from packmamba.errors import FileInTheWayError, UsageError
 
 SPECIAL_TOKENS = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
 CHAT_TOKENS = ["<|im_start|>", "<|im_end|>"]
-"""What packmamba's own chat template marks a turn with, so that a mark is one token."""
+"""The marks of a turn in packmamba's own chat template, so that each is one token."""
 
 SMALLEST_VOCABULARY = 256 + len(SPECIAL_TOKENS) + len(CHAT_TOKENS)
 """Every byte has a token, so that there is nothing a tokenizer cannot write."""
 
 
 def require_trainable(vocab_size: int, folder: Path) -> None:
-    """Raises ValueError for a vocabulary below `SMALLEST_VOCABULARY`, FileExistsError for a folder that exists."""
+    """Raises UsageError for a vocabulary below `SMALLEST_VOCABULARY`, FileExistsError for a folder that exists."""
     if vocab_size < SMALLEST_VOCABULARY:
         raise UsageError(
             f"vocab_size must be at least {SMALLEST_VOCABULARY}, the 256 bytes and the special tokens; got {vocab_size}"

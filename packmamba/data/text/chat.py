@@ -38,7 +38,7 @@ CHATML = (
 """The template of tokenizers that bring none: ChatML."""
 
 _PRIVATE_USE = range(0xE000, 0xF900)
-"""Characters of which two mark what is between the template's `generation` tags while it is rendered."""
+"""Characters, two of which mark the text between the template's `generation` tags while it is rendered."""
 
 
 class ConversationError(UsageError):
@@ -46,7 +46,7 @@ class ConversationError(UsageError):
 
 
 class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`: a template's own word on what the assistant writes."""
+    """`{% generation %}...{% endgeneration %}`: the text that a template says the assistant writes."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja's way)
 
@@ -65,9 +65,9 @@ class _Generation(Extension):
 class ChatTemplate:
     """Writes conversations out.
 
-    The assistant's part of a text is what the template has between its `generation` tags. Without such tags, it is
-    what an assistant's message adds to the text of the messages before it and of the prompt for an answer: its content
-    and what ends its turn.
+    The assistant's part of a text lies between the template's `generation` tags. Without such tags, it is the text
+    that an assistant's message adds to the messages before it and the prompt for an answer: its content, and the mark
+    that ends its turn.
     """
 
     source: str
@@ -82,7 +82,7 @@ class ChatTemplate:
     def of(cls, tokenizer: Tokenizer, path: str | None = None) -> ChatTemplate:
         """The template in a file, or else the tokenizer's own, or else ChatML.
 
-        Raises FileNotFoundError for a file that is not there, ValueError for one that is not Jinja.
+        Raises MissingFileError for a file that is not there, UsageError for one that is not Jinja.
         """
         source = tokenizer.chat_template
         if path is not None:

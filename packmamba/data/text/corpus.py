@@ -132,11 +132,11 @@ def tokenise(
 ) -> Corpus:
     """The documents of a source as token ids, from the cache if these documents have met this tokenizer before.
 
-    chat_template: a Jinja file for conversations; see `ChatTemplate.of`, and `Encoder.encode` for what becomes of a
-    row. workers: processes that tokenise; 0: this one; None: see `num_workers`.
+    chat_template: a Jinja file for conversations; see `ChatTemplate.of`, and `Encoder.encode` for the
+    treatment of a row. workers: processes that tokenise; 0: this one; None: see `num_workers`.
 
-    Raises ValueError if every document is empty, or if the tokenizer gives an id that is not below its vocabulary size;
-    RowError for a row that is not UTF-8, or a conversation that cannot be written out; FileNotFoundError if the chat
+    Raises UsageError if every document is empty, or if the tokenizer gives an id that is not below its vocabulary size;
+    RowError for a row that is not UTF-8, or a conversation that cannot be written out; MissingFileError if the chat
     template is not there.
     """
     template = None if dataset.column_names == ["text"] else ChatTemplate.of(tokenizer, chat_template)

@@ -51,7 +51,7 @@ class Encoder:
         gets a BOS or EOS only where the template has not written it; its EOS is to be predicted where the assistant
         has the last word.
 
-        Raises RowError for a conversation that cannot be written out, ValueError for a tokenizer that gives
+        Raises RowError for a conversation that cannot be written out, UsageError for a tokenizer that gives
         ids beyond its vocabulary.
         """
         if self.template is None:

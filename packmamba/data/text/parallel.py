@@ -51,7 +51,7 @@ def encode_all(dataset: Dataset, encoder: Encoder, workers: int) -> Generator[En
         try:
             for start in starts:
                 pending.append(pool.submit(_encode_in_worker, start))
-                if len(pending) > 2 * workers:  # what has arrived and is not yet written stays small
+                if len(pending) > 2 * workers:  # few batches wait to be written
                     yield pending.popleft().result()
             while pending:
                 yield pending.popleft().result()
@@ -78,7 +78,7 @@ def undecodable(dataset: Dataset, start: int) -> RowError:
 
 
 _job: tuple[Dataset, Encoder]
-"""What a worker works on."""
+"""The dataset and the encoder of a worker process."""
 
 
 def _begin_worker(dataset: Dataset, encoder: Encoder, parent: int) -> None:

@@ -74,7 +74,7 @@ class Tokenizer(ABC):
     def encode_with_offsets(self, texts: Sequence[str]) -> list[Encoded]:
         """What `encode_texts` gives, and where in the text each token is; conversations need it.
 
-        Raises ValueError if the tokenizer cannot tell.
+        Raises UsageError if the tokenizer cannot tell.
         """
         raise UsageError(f"{self} does not say which characters a token is made from, which conversations need")
 
@@ -146,7 +146,7 @@ class ByteTokenizer(Tokenizer):
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of some ids; BOS and EOS are left out, bytes that are not UTF-8 become U+FFFD.
 
-        Raises ValueError for an id that does not exist.
+        Raises UsageError for an id that does not exist.
         """
         values = np.asarray(ids, dtype=np.int64)
         wrong = values[(values < 0) | (values >= self.vocab_size)]
@@ -194,7 +194,7 @@ class BPETokenizer(FolderTokenizer):
 
     Which tokens are BOS and EOS, and the chat template, come from `tokenizer_config.json` beside it.
 
-    Raises FileNotFoundError for a folder that does not exist, ValueError for one without a tokenizer that can be read,
+    Raises MissingFileError for a folder that does not exist, UsageError for one without a tokenizer that can be read,
     and for a policy that needs a token the tokenizer does not have.
     """
 
@@ -282,8 +282,8 @@ def _encoded(ids: list[int], offsets: list[tuple[int, int]]) -> Encoded:
 class HFTokenizer(FolderTokenizer):
     """A tokenizer of Hugging Face `transformers`: a folder written by `save_pretrained`, or a name on the hub.
 
-    Raises ImportError where `transformers` is not installed, FileNotFoundError where the tokenizer cannot be found,
-    ValueError for a folder that holds none, and for a policy that needs a token the tokenizer does not have.
+    Raises ImportError where `transformers` is not installed, MissingFileError where the tokenizer cannot be found,
+    UsageError for a folder that holds none, and for a policy that needs a token the tokenizer does not have.
     """
 
     def __post_init__(self) -> None:

@@ -9,9 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
+import pytest
 import torch
 
 from packmamba.data import PackedDataModule
+
+QUIET = [
+    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
+    pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec"),
+    pytest.mark.filterwarnings("ignore:Total length of `list`"),
+    pytest.mark.filterwarnings("ignore:.*fork"),
+]
+"""Marks of modules that train: warnings that do not concern them."""
+
+RUNS = [
+    pytest.param({}, id="plain"),
+    pytest.param({"accumulate_grad_batches": 3}, id="accumulated"),
+    pytest.param({"val_check_interval": 5}, id="validating"),
+    pytest.param({"val_check_interval": 5, "accumulate_grad_batches": 3}, id="validating-accumulated"),
+]
+"""Options of a Trainer, loaded or streamed."""
 
 Batch = tuple[list[int], int]
 

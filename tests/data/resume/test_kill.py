@@ -8,6 +8,10 @@ import random
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("lightning")
+
 import torch
 
 from tests.data.resume.kill import MAX_STEPS, Variant, history, kill_soon, start

@@ -6,8 +6,12 @@ import functools
 import json
 from pathlib import Path
 
-import lightning.pytorch as pl
 import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("lightning")
+
+import lightning.pytorch as pl
 import torch
 
 from packmamba.data import PackedDataModule
@@ -15,13 +19,19 @@ from packmamba.data.position import Position
 from packmamba.data.resume.progress import TrainingProgress
 from packmamba.data.sources import Files
 from packmamba.data.text.tokenizers import ByteTokenizer
-from tests.data.resume.runs import Batch, Recorder, SaveEverywhere, documents_of, train, train_as_ranks, trainer
+from tests.data.resume.runs import (
+    QUIET,
+    RUNS,
+    Batch,
+    Recorder,
+    SaveEverywhere,
+    documents_of,
+    train,
+    train_as_ranks,
+    trainer,
+)
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec"),
-    pytest.mark.filterwarnings("ignore:.*fork"),
-]
+pytestmark = QUIET
 
 
 @pytest.fixture
@@ -39,10 +49,7 @@ def as_ranks(data, tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({}, id="plain"),
-        pytest.param({"accumulate_grad_batches": 3}, id="accumulated"),
-        pytest.param({"val_check_interval": 5}, id="validating"),
-        pytest.param({"val_check_interval": 5, "accumulate_grad_batches": 3}, id="validating-accumulated"),
+        *RUNS,
         pytest.param({"limit_val_batches": 0}, id="no-validation"),
         pytest.param({"limit_train_batches": 7, "accumulate_grad_batches": 2}, id="short-epochs"),
         pytest.param({"limit_train_batches": 1, "max_epochs": 5}, id="one-batch-epochs"),

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("datasets")
+pytest.importorskip("lightning")
+
 from packmamba.data import PackedDataModule
 from packmamba.data.sources import Files, PythonDocs
 

@@ -8,18 +8,16 @@ from pathlib import Path
 
 import pytest
 
+pytest.importorskip("datasets")
+pytest.importorskip("lightning")
+
 from packmamba.data import PackedDataModule
 from packmamba.data.resume.sections import SectionWriter
 from packmamba.data.sources import Files
 from packmamba.data.text.tokenizers import ByteTokenizer
-from tests.data.resume.runs import Recorder, SaveEverywhere, documents_of, train, train_as_ranks, trainer
+from tests.data.resume.runs import QUIET, RUNS, Recorder, SaveEverywhere, documents_of, train, train_as_ranks, trainer
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:.*does not have many workers"),
-    pytest.mark.filterwarnings("ignore:.*treespec, LeafSpec"),
-    pytest.mark.filterwarnings("ignore:Total length of `list`"),
-    pytest.mark.filterwarnings("ignore:.*fork"),
-]
+pytestmark = QUIET
 
 
 @pytest.fixture
@@ -44,10 +42,7 @@ def data(files, cache, write_jsonl):
 @pytest.mark.parametrize(
     "options",
     [
-        pytest.param({}, id="plain"),
-        pytest.param({"accumulate_grad_batches": 3}, id="accumulated"),
-        pytest.param({"val_check_interval": 5}, id="validating"),
-        pytest.param({"val_check_interval": 5, "accumulate_grad_batches": 3}, id="validating-accumulated"),
+        *RUNS,
         pytest.param({"limit_train_batches": 8, "accumulate_grad_batches": 2}, id="short-epochs"),
         pytest.param({"max_epochs": -1, "max_steps": 33}, id="max-steps"),
         pytest.param({"max_epochs": 2, "max_steps": 100}, id="max-epochs-and-steps"),

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import gzip
 
+import pytest
+
+pytest.importorskip("datasets")
+
 import pyarrow as pa
 import pyarrow.parquet as pq
-import pytest
 
 from packmamba.data.sources import Files
 

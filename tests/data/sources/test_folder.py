@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import pytest
+
+pytest.importorskip("datasets")
+
 from datasets import Dataset, DatasetDict
 
 from packmamba.data.sources import DatasetFolder

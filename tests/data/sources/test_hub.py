@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import pytest
+
+pytest.importorskip("datasets")
+
 import datasets
 import huggingface_hub.constants
-import pytest
 from datasets import Dataset
 
 from packmamba.data.sources import HubDataset

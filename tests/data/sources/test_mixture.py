@@ -5,6 +5,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("lightning")
+
 from datasets import Dataset
 
 from packmamba.data import PackedDataModule

@@ -5,8 +5,11 @@ from __future__ import annotations
 import sys
 import time
 
-import numpy as np
 import pytest
+
+pytest.importorskip("datasets")
+
+import numpy as np
 
 from packmamba.data.sources import PythonDocs
 

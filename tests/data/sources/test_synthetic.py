@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 
-import numpy as np
 import pytest
+
+pytest.importorskip("datasets")
+
+import numpy as np
 
 from packmamba.data.lengths import LONGEST, SHORTEST
 from packmamba.data.sources import Copy, RandomLengths, Recall

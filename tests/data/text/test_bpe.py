@@ -5,6 +5,9 @@ from __future__ import annotations
 import json
 
 import pytest
+
+pytest.importorskip("datasets")
+
 from datasets import Dataset
 
 from packmamba.data.text.bpe import SMALLEST_VOCABULARY, train_bpe

@@ -6,6 +6,8 @@ import shutil
 
 import pytest
 
+pytest.importorskip("jinja2")
+
 from packmamba.data.text.chat import CHATML, ChatTemplate, ConversationError, conversation
 from packmamba.data.text.tokenizers import BPETokenizer, ByteTokenizer
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 import itertools
 import pickle
 
-import numpy as np
 import pytest
+
+pytest.importorskip("datasets")
+
+import numpy as np
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("jinja2")
+
+import numpy as np
 from hypothesis import example, given
 from hypothesis import strategies as st
 

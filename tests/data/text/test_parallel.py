@@ -10,6 +10,9 @@ import time
 from pathlib import Path
 
 import pytest
+
+pytest.importorskip("datasets")
+
 from datasets import Dataset
 
 from packmamba.data.text import parallel

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
 import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("lightning")
+
+import numpy as np
 import torch
 
 from packmamba.data import PackedDataModule

@@ -6,8 +6,11 @@ import importlib.util
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
+
+pytest.importorskip("datasets")
+
+import numpy as np
 from datasets import Dataset
 from hypothesis import given
 from hypothesis import strategies as st
