@@ -33,7 +33,8 @@ def wrong_ids(project: Path) -> list[str]:
 BAD_INPUT = {
     "unknown layer symbol": (
         ["--model.config.layer_pattern", "1*x"],
-        "error: layer_pattern '1*x': unknown symbol 'x' at index 2; available: '1' (mamba1), '*' (attention), '-' (mlp)",
+        "error: layer_pattern '1*x': unknown symbol 'x' at index 2; "
+        "available: '1' (mamba1), '*' (attention), '-' (mlp)",
     ),
     "reserved layer symbol": (["--model.config.layer_pattern", "12"], "symbol '2' at index 1 stands for mamba2"),
     "empty pattern": (["--model.config.layer_pattern", ""], "layer_pattern is empty"),
