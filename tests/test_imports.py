@@ -21,7 +21,7 @@ PACKAGES = {
 ALONE = {"errors", "visible_pairs", "environment", "shipped_configs"}
 """Parts of packmamba that every other part may import; they import at most `errors`."""
 
-ARROW = ("packing", "config", "attention", "model")
+ARROW = ("packing", "layer_config", "config", "attention", "model")
 """Each may import those before it, and the kernels."""
 
 USES = ("metrics", "training", "generation", "checkpoints", "compare", "experiments", "evaluation", "parallel")
