@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 
-.PHONY: install quickstart test lint bench bench-gpu readme-tables clean
+.PHONY: install quickstart test test-fast lint bench bench-gpu readme-tables clean
 .DEFAULT_GOAL := install
 
 install: $(STAMP)
@@ -18,10 +18,16 @@ $(STAMP): pyproject.toml constraints.txt
 	@touch $@
 
 quickstart: install
-	$(BIN)/packmamba quickstart --config configs/quickstart.yaml
+	$(BIN)/packmamba quickstart
+
+# Two processes of one thread each: torch's own threads gain nothing on the tests' small tensors.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist worksteal
 
 test: install
-	$(BIN)/python -m pytest
+	$(PYTEST)
+
+test-fast: install
+	$(PYTEST) -m "not slow"
 
 lint: install
 	$(BIN)/ruff check .

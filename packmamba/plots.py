@@ -29,6 +29,17 @@ def import_pyplot() -> Any:
     return plt
 
 
+def require_picture(file: Path) -> None:
+    """Raises MissingPackageError where there is no matplotlib, UsageError for a suffix that it cannot write."""
+    figure = import_pyplot().figure()
+    accepted = figure.canvas.get_supported_filetypes()
+    import_pyplot().close(figure)
+    if file.suffix.removeprefix(".").lower() not in accepted:
+        raise UsageError(
+            f"pictures cannot be written as {file.name!r}; the suffix must be one of {', '.join(accepted)}"
+        )
+
+
 def read_metric(metrics_csv: Path, name: str) -> tuple[list[int], list[float]]:
     """(steps, values) of one column of a CSV log, rows without it left out.
 

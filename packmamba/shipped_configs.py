@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from packmamba.errors import MissingFileError, did_you_mean
+from packmamba.errors import MissingFileError, UsageFileError, did_you_mean
 
 OPTIONS = ("-c", "--config")
 
@@ -24,16 +24,27 @@ def config_names() -> list[str]:
 def find_config(text: str) -> Path:
     """The file that `--config text` means: the one with this path, else the shipped one with this name.
 
-    Raises MissingFileError where there is neither, naming the configurations that are shipped.
+    Raises MissingFileError where there is neither, naming the configurations that are shipped; UsageFileError for a
+    file that cannot be read or is not text.
     """
     path = Path(text)
     if path.exists() and not path.is_dir():
+        if path.is_file():  # a pipe can be read once only
+            require_text(path)
         return path
     names = config_names()
     if text in names:
         return configs_folder() / f"{text}.yaml"
     shipped = f"configurations that come with packmamba: {', '.join(names)}"
-    raise MissingFileError(f"--config: File does not exist: {text!r}; {shipped}{did_you_mean(path.stem, names)}")
+    raise MissingFileError(f"File does not exist: {text!r}; {shipped}{did_you_mean(path.stem, names)}")
+
+
+def require_text(path: Path) -> None:
+    """Raises UsageFileError for a file that cannot be read or is not UTF-8."""
+    try:
+        path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageFileError(f"cannot read {str(path)!r}: {error}") from error
 
 
 def with_config_paths(arguments: Sequence[str]) -> list[str]:

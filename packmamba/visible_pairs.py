@@ -1,4 +1,4 @@
-"""The (query, key) pairs that causal attention computes inside documents, counted in one place. NumPy only."""
+"""The (query, key) pairs that causal attention computes inside documents: counted here, nowhere else. NumPy only."""
 
 from __future__ import annotations
 

@@ -18,23 +18,17 @@ from packmamba import __version__
 from packmamba.errors import UsageError, did_you_mean
 
 COMMANDS = {
-    "quickstart": (
-        "packmamba.cli.quickstart",
-        "train, validate and compare a small hybrid on the CPU in a few minutes",
-    ),
-    "fit": ("packmamba.cli.fit", "train a model"),
-    "validate": ("packmamba.cli.fit", "perplexity, over tokens and document by document, of the validation set"),
-    "test": ("packmamba.cli.fit", "the same for the test set"),
-    "predict": ("packmamba.cli.fit", "each document's loss and perplexity, written to a JSONL file"),
-    "compare": ("packmamba.cli.compare", "packed, padded and one document at a time, timed on the same documents"),
-    "pack": (
-        "packmamba.cli.pack",
-        "how long a data set's documents are, and what each packing strategy makes of them",
-    ),
-    "tokenizer": ("packmamba.cli.tokenizer", "train a BPE tokenizer on your documents: `packmamba tokenizer train`"),
-    "info": ("packmamba.cli.info", "versions, and what each operator and attention backend would run here"),
+    "quickstart": ("quickstart", "train, validate and compare a small hybrid on the CPU in a few minutes"),
+    "fit": ("fit", "train a model"),
+    "validate": ("fit", "perplexity, over tokens and document by document, of the validation set"),
+    "test": ("fit", "the same for the test set"),
+    "predict": ("fit", "each document's loss and perplexity, written to a JSONL file"),
+    "compare": ("compare", "packed, padded and one document at a time, timed on the same documents"),
+    "pack": ("pack", "how long a data set's documents are, and what each packing strategy makes of them"),
+    "tokenizer": ("tokenizer", "train a BPE tokenizer on your documents: `packmamba tokenizer train`"),
+    "info": ("info", "versions, what each operator and attention backend would run here, configurations"),
 }
-"""Every command: the module whose `main(argv)` runs it, and its line in `packmamba --help`."""
+"""Every command: the file of this folder whose `main(argv)` runs it, and its line in `packmamba --help`."""
 
 MOVED = {
     "bench": "the benchmarks are not part of the package: run `python -m benchmarks` in a checkout of the repository; "
@@ -93,8 +87,9 @@ def _run(arguments: list[str]) -> int:
     # Before torch is imported: its CPU threads (GNU OpenMP) wait for each other by spinning, by default so long that
     # on a busy machine a training step takes several times as long; on an idle one this changes nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
-    module = importlib.import_module(COMMANDS[arguments[0]][0])
-    takes_name = module.__name__ == "packmamba.cli.fit"
+    file, _ = COMMANDS[arguments[0]]
+    module = importlib.import_module(f"packmamba.cli.{file}")
+    takes_name = file == "fit"
     try:
         code = module.main(arguments if takes_name else arguments[1:])
     except SystemExit as exit_:  # argparse and jsonargparse leave this way, having printed why

@@ -19,7 +19,7 @@ from packmamba.config import ModelConfig
 from packmamba.data import PackedDataModule
 from packmamba.errors import MissingFileError, UsageError, UsageFileError, usage_errors_behind, usage_of
 from packmamba.model import attention_costs
-from packmamba.shipped_configs import given_configs, with_config_paths
+from packmamba.shipped_configs import config_names, given_configs, with_config_paths
 from packmamba.training.callbacks import BestCheckpoint, LastCheckpoint, PackedProgressBar, PredictionWriter
 from packmamba.training.lightning_compat import quiet_commands
 from packmamba.training.lit import LitHybridLM
@@ -120,7 +120,7 @@ class PackmambaCLI(LightningCLI):
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except UsageError:
             raise
-        except ValueError as error:  # the value of an option that Lightning does not accept
+        except (ValueError, MisconfigurationException) as error:  # options that Lightning does not accept
             raise UsageError(f"trainer: {error}") from error
 
     def after_fit(self) -> None:
@@ -159,6 +159,11 @@ def run(argv: list[str]) -> PackmambaCLI:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     quiet_commands(saves=argv[0] == "fit")
     arguments = rename_arguments(with_config_paths(argv))
+    known = ("-h", "--help", "-c", "--config", "--model", "--print_config")
+    if not any(argument.startswith(known) for argument in arguments):
+        raise UsageError(
+            f"no model is given: name a configuration, --config FILE, or one of {', '.join(config_names())}"
+        )
     try:
         return PackmambaCLI(arguments)
     except ArgumentError as error:
@@ -175,6 +180,8 @@ def run(argv: list[str]) -> PackmambaCLI:
 def explain(message: str, arguments: Sequence[str]) -> str:
     """A parser's message about `arguments`, with a hint where YAML is known to surprise."""
     message = " ".join(message.split())
+    if message.startswith("Call to compute_fn of link"):  # with the whole configuration before the reason
+        message = message.partition(" failed: ")[2]
     if "layer_pattern" in message and "Expected a <class 'str'>" in message:
         return f'{message}; a pattern of digits is a number in YAML: quote it, layer_pattern: "1111"'
     if "alias" in message:

@@ -19,7 +19,7 @@ from packmamba.data.packers import STRATEGIES, Packs, check_options, pack
 from packmamba.data.plan import Balance, PlanOptions
 from packmamba.data.statistics import PackingReport, describe_lengths, report_packs
 from packmamba.errors import MissingFileError, UsageError, usage_errors_behind, usage_of
-from packmamba.plots import import_pyplot, plot_packing
+from packmamba.plots import plot_packing, require_picture
 from packmamba.shipped_configs import with_config_paths
 from packmamba.visible_pairs import AttentionCost
 
@@ -50,7 +50,7 @@ def main(argv: Sequence[str]) -> int:
     parser = _parser()
     options, rest = parser.parse_known_args(argv)
     if options.plot:
-        import_pyplot()  # before anything takes long
+        require_picture(options.plot)  # before anything takes long
     for file in filter(None, (options.json, options.plot)):
         if not file.absolute().parent.is_dir():
             raise MissingFileError(f"there is no folder {str(file.parent)!r} to write {file.name!r} to")

@@ -21,7 +21,9 @@ def plot_throughput(results: Sequence[ModeResult], png: Path, *, title: str) -> 
         [result.fastest - median for median, result in zip(medians, results, strict=True)],
     ]
     names = [f"{result.mode}\n{result.padding_fraction:.0%} padding" for result in results]
-    bars = axes.bar(names, medians, yerr=whiskers, capsize=5, color=COLOURS[: len(results)], width=0.6)
+    bars = axes.bar(
+        names, medians, yerr=whiskers, capsize=5, color=[_colour(result.mode) for result in results], width=0.6
+    )
     axes.bar_label(bars, [f"{median:,.0f}" for median in medians], padding=4)
     axes.set(ylabel="real tokens per second", title=title)
     axes.set_ylim(0, 1.15 * max(result.fastest for result in results))
@@ -96,7 +98,7 @@ def _horizontal_bars(
     """A bar for each row, its number at its end."""
     plt = import_pyplot()
     figure, axes = plt.subplots(figsize=(8, 1.2 + 0.34 * len(rows)), constrained_layout=True)
-    drawn = axes.barh(range(len(rows)), values, color=[_colour(row) for row in rows], height=0.7, **style)
+    drawn = axes.barh(range(len(rows)), values, color=[_colour(row["mode"]) for row in rows], height=0.7, **style)
     axes.bar_label(drawn, numbers, padding=4, fontsize=8)
     axes.set_yticks(range(len(rows)), labels, fontsize=8)
     axes.invert_yaxis()
@@ -172,10 +174,10 @@ def _title(rows: Sequence[Row], device: str) -> str:
     return ", ".join([*same, documents, device])
 
 
-def _colour(row: Row) -> str:
+def _colour(mode: str) -> str:
     kinds = ("packed", "padded_sorted", "padded", "single")
-    mode = row["mode"].rpartition("/")[2]
-    index = next((i for i, kind in enumerate(kinds) if mode.startswith(kind)), len(kinds))
+    kind_and_size = mode.rpartition("/")[2]
+    index = next((i for i, kind in enumerate(kinds) if kind_and_size.startswith(kind)), len(kinds))
     return COLOURS[index]
 
 

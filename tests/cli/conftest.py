@@ -40,6 +40,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     }
     Path("config.yaml").write_text(yaml.safe_dump(config))
     Path("broken.yaml").write_text("model: [1,\n  trainer: }")
+    Path("binary.yaml").write_bytes(b"\xff\xfe\x00")
     return tmp_path
 
 

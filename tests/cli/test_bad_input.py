@@ -33,7 +33,8 @@ def wrong_ids(project: Path) -> list[str]:
 BAD_INPUT = {
     "unknown layer symbol": (
         ["--model.config.layer_pattern", "1*x"],
-        "layer_pattern '1*x': unknown symbol 'x' at index 2; available: '1' (mamba1), '*' (attention), '-' (mlp)",
+        "error: layer_pattern '1*x': unknown symbol 'x' at index 2; "
+        "available: '1' (mamba1), '*' (attention), '-' (mlp)",
     ),
     "reserved layer symbol": (["--model.config.layer_pattern", "12"], "symbol '2' at index 1 stands for mamba2"),
     "empty pattern": (["--model.config.layer_pattern", ""], "layer_pattern is empty"),
@@ -64,11 +65,12 @@ BAD_INPUT = {
     "unknown option": (["--model.depth", "3"], "--model.depth"),
     "name of no configuration": (["--config", "quikstart"], "; did you mean 'quickstart'?"),
     "file that is no checkpoint": (["--ckpt_path", "config.yaml"], "ckpt_path 'config.yaml' is not a checkpoint"),
+    "file that is no text": (["--config", "binary.yaml"], "cannot read 'binary.yaml': 'utf-8' codec"),
     "file that is no YAML": (["--config", "broken.yaml"], "broken.yaml"),
     "unknown accelerator": (["--trainer.accelerator", "tpux"], "tpux"),
     "options that contradict each other": (
         ["--trainer.fast_dev_run", "-1"],
-        "fast_dev_run=-1 is not a valid configuration",
+        "error: trainer: fast_dev_run=-1 is not a valid configuration",
     ),
     "validation after more batches than there are": (
         ["--trainer.val_check_interval", "1000"],
@@ -101,6 +103,10 @@ class TestBadInput:
         assert message in error
         assert "Traceback" not in error
         assert len(error.splitlines()) < 12
+
+    def test_without_a_model_the_configurations_are_named(self, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("fit", "--trainer.max_steps", "3") == 2
+        assert "no model is given: name a configuration, --config FILE, or one of hyb" in capsys.readouterr().err
 
     @pytest.mark.parametrize(
         ("pattern", "message"),

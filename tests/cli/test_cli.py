@@ -56,7 +56,7 @@ class TestTopLevel:
 
     def test_every_command_has_a_module_with_main(self) -> None:
         for module, _ in cli.COMMANDS.values():
-            path = ROOT / Path(*module.split(".")).with_suffix(".py")
+            path = ROOT / "packmamba" / "cli" / f"{module}.py"
             assert path.exists(), module
             assert "def main(argv" in path.read_text(), module
 

@@ -25,6 +25,7 @@ from packmamba.errors import UsageError
 from packmamba.model import HybridLM
 from packmamba.model.mixers.mamba1 import Mamba1Mixer
 from tests.bare_machine import run_on_a_bare_machine
+from tests.option_table import refusals
 
 PURE = ModelConfig(layer_pattern="11", d_model=16, vocab_size=32)
 HYBRID = ModelConfig(layer_pattern="1*-1", d_model=64, vocab_size=32)
@@ -138,20 +139,20 @@ class TestCommand:
         assert len(set(names)) == len(names)
 
 
-BAD = {
-    "mode": (["--modes", "sorted"], "unknown mode 'sorted'; available: packed, padded"),
-    "preset": (["--models", "mamba-3b"], "unknown model 'mamba-3b': neither a file nor a preset; presets: mamba-tiny"),
-    "distribution": (["--lengths", "zipf"], "unknown lengths 'zipf'; available: lognormal, uniform"),
-    "missing histogram": (["--lengths", "no.json"], "no histogram file 'no.json'"),
-    "missing lengths": (["--lengths", "no.npy"], "no.npy"),
-    "capacity": (["--capacity", "64"], "more than the capacity of 64"),
-    "zero": (["--tokens", "0"], "must be a whole number of at least 1, got '0'"),
-    "recompute": (["--recompute", "all"], "invalid choice: 'all'"),
-    "pattern": (["--layer-patterns", "1x"], "unknown symbol 'x' at index 1"),
-}
+REFUSED = """
+    mode | --modes sorted | unknown mode 'sorted'; available: packed, padded
+    preset | --models mamba-3b | unknown model 'mamba-3b': neither a file nor a preset; presets: mamba-tiny
+    distribution | --lengths zipf | unknown lengths 'zipf'; available: lognormal, uniform
+    missing histogram | --lengths no.json | no histogram file 'no.json'
+    missing lengths | --lengths no.npy | no.npy
+    capacity | --capacity 64 | more than the capacity of 64
+    zero | --tokens 0 | must be a whole number of at least 1, got '0'
+    recompute | --recompute all | invalid choice: 'all'
+    pattern | --layer-patterns 1x | unknown symbol 'x' at index 1
+"""
 
 
-@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
+@pytest.mark.parametrize(("arguments", "message"), refusals(REFUSED))
 def test_bad_options_are_refused_by_name(arguments, message, capsys, tmp_path):
     assert cli.main(["compare", "--device", "cpu", "--output", str(tmp_path), *arguments]) == 2
     assert message in capsys.readouterr().err

@@ -214,6 +214,10 @@ ERRORS = {
     "no config": (["--config", "gone.yaml"], "gone.yaml"),
     "wrong section": (["--config", "config.yaml", "--dta.capacity", "5"], "dta.capacity"),
     "folder": (["--lengths", "lengths.npy", "--json", "gone/report.json"], "there is no folder 'gone' to write"),
+    "no picture": (
+        ["--lengths", "lengths.npy", "--plot", "packs.foo"],
+        "cannot be written as 'packs.foo'; the suffix must",
+    ),
     "wrong value": (["--config", "config.yaml", "--data.capacity", "many"], "data.capacity"),
 }
 

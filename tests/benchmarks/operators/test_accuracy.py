@@ -14,6 +14,7 @@ from benchmarks.operators.cases import naive, ours, outputs_and_gradients
 from benchmarks.operators.exact import causal_conv1d_exact, selective_scan_exact
 from benchmarks.readme_tables import markdown
 from tests.bare_machine import run_on_a_bare_machine
+from tests.interrupt import interrupt_third_call
 from tests.support import assert_close
 
 SCAN = Case("selective_scan", sum(SHORT), 20, 4, "short", torch.float32, "middle")
@@ -126,36 +127,10 @@ def test_the_table_shows_the_worst_of_all_implementations():
 
 
 def test_an_interrupt_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
-    right, calls = accuracy.measure, []
-
-    def interrupted(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return right(*arguments)
-
-    monkeypatch.setattr(accuracy, "measure", interrupted)
+    interrupt_third_call(monkeypatch, accuracy, "measure")
     assert accuracy.main([*SMALL, "--output", str(tmp_path / "accuracy.json")]) == 130
     assert len(json.loads((tmp_path / "accuracy.json").read_text())["results"]) == 2
     assert "interrupted after 2 measurements" in capsys.readouterr().out
-
-
-BAD = {
-    "no GPU": (["--implementations", "cuda"], "--implementations cuda: torch finds no CUDA device here; use reference"),
-    "unknown implementation": (["--implementations", "gpu"], "invalid choice: 'gpu'"),
-    "unknown step size": (["--steps", "tiny"], "invalid choice: 'tiny'"),
-    "one token": (["--tokens", "1"], "--tokens must be at least 2, got 1: the gradient of A is zero for one token"),
-    "no channels": (["--channels", "0"], "must be a whole number of at least 1, got '0'"),
-    "states": (["--states", "5"], "invalid choice: 5"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
-def test_bad_options_are_refused_by_name(arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="2"):
-        accuracy.main(arguments)
-    assert message in capsys.readouterr().err
 
 
 def test_a_reference_that_would_run_kernels_is_refused(capsys, monkeypatch):

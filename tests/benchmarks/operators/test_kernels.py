@@ -19,6 +19,7 @@ from benchmarks.operators import timing as kernel_timing
 from benchmarks.operators.cases import Case, Implementation, bytes_moved, special_functions
 from packmamba.packing import Packing
 from tests.bare_machine import run_on_a_bare_machine
+from tests.interrupt import interrupt_third_call
 
 SMALL = ["--device", "cpu", "--tokens", "70", "--channels", "8", "--states", "4", "--runs", "2"]
 CONV = Case("causal_conv1d", 70, 8, None, "giant", torch.float32)
@@ -51,15 +52,7 @@ def test_every_operator_and_part_is_timed_and_missing_peers_are_listed(tmp_path,
 
 
 def test_an_interrupt_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
-    measure, calls = kernels.try_measure, []
-
-    def interrupted(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return measure(*arguments)
-
-    monkeypatch.setattr(kernels, "try_measure", interrupted)
+    interrupt_third_call(monkeypatch, kernels, "try_measure")
     code, report = run(tmp_path, "--distributions", "giant")
     assert code == 130
     assert len(report["results"]) == 2
@@ -261,22 +254,6 @@ def test_bounds_count_every_tensor_once():
     limits = {"bytes_per_second": 1e9, "special_functions_per_second": None}
     expected = {"bytes": 1e-6 * bytes_moved(conv, "forward"), "special_functions": None}
     assert kernel_timing.bounds(conv, "forward", limits) == pytest.approx(expected)
-
-
-BAD = {
-    "unknown operator": (["--ops", "conv"], "invalid choice: 'conv'"),
-    "unknown distribution": (["--distributions", "zipf"], "invalid choice: 'zipf'"),
-    "no tokens": (["--tokens", "0"], "must be a whole number of at least 1, got '0'"),
-    "no GPU": (["--device", "cuda"], "--device cuda: torch finds no CUDA device here"),
-}
-
-
-@pytest.mark.parametrize(("arguments", "message"), BAD.values(), ids=BAD)
-def test_bad_options_are_refused_by_name(arguments, message, capsys, monkeypatch):
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(SystemExit, match="2"):
-        kernels.main(arguments)
-    assert message in capsys.readouterr().err
 
 
 def test_a_picture_without_matplotlib_names_the_extra(capsys, monkeypatch):

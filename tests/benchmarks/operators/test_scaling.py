@@ -14,6 +14,7 @@ from benchmarks.operators import timing as kernel_timing
 from benchmarks.operators.cases import Case
 from benchmarks.readme_tables import TABLES
 from tests.bare_machine import run_on_a_bare_machine
+from tests.interrupt import interrupt_third_call
 
 SMALL = ["--device", "cpu", "--tokens", "40", "80", "--channels", "8", "--states", "4", "--runs", "1"]
 
@@ -111,15 +112,7 @@ def test_a_call_is_given_the_schedule_that_was_built_once(monkeypatch):
 
 
 def test_an_interrupt_keeps_what_was_measured(tmp_path, monkeypatch, capsys):
-    timed, calls = scaling.try_measure, []
-
-    def interrupted(*arguments):
-        calls.append(arguments)
-        if len(calls) == 3:
-            raise KeyboardInterrupt
-        return timed(*arguments)
-
-    monkeypatch.setattr(scaling, "try_measure", interrupted)
+    interrupt_third_call(monkeypatch, scaling, "try_measure")
     code, report = run(tmp_path)
     assert code == 130
     assert len(report["results"]) == 2
