@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from packmamba.errors import UsageError
 from packmamba.packing import PackedBatch, Packing
 
 NO_DOCUMENT = -1
@@ -38,11 +39,11 @@ def collate(
     """
     real = np.array([piece.size for piece in pieces], dtype=np.int64)
     if row_length is not None and real.max(initial=0) > row_length:
-        raise ValueError(f"a piece of {real.max()} tokens does not fit in rows of {row_length}")
+        raise UsageError(f"a piece of {real.max()} tokens does not fit in rows of {row_length}")
     lengths = real if row_length is None else np.full_like(real, row_length)
     total = int(lengths.sum())
     if pad_to is not None and total > pad_to:
-        raise ValueError(f"{total} tokens do not fit in pad_to = {pad_to}")
+        raise UsageError(f"{total} tokens do not fit in pad_to = {pad_to}")
     tail = pad_to - total if pad_to is not None else int(not pieces)
     if tail:
         real, lengths = np.append(real, 0), np.append(lengths, tail)

@@ -14,6 +14,7 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from packmamba_kernels import causal_conv1d
 from packmamba_kernels.causal_conv1d.naive import causal_conv1d_naive
+from packmamba_kernels.causal_conv1d.op import CAUSAL_CONV1D
 from packmamba_kernels.runtime.triton_glue import INTERPRET
 from packmamba_kernels.schedule import build_schedule
 from torch.utils.flop_counter import FlopCounterMode
@@ -312,13 +313,17 @@ def test_the_same_input_gives_the_same_bits():
 
 
 @pytest.mark.parametrize("final_states", [False, True])
-@pytest.mark.parametrize("optional", [False, True])
-def test_passes_opcheck(optional, final_states):
+@pytest.mark.parametrize(("optional", "with_schedule"), [(False, False), (True, True)])
+def test_passes_opcheck(optional, with_schedule, final_states):
     inputs = make_inputs([4, 2], bias=optional, initial=optional)
     arguments = [None if v is None else v.requires_grad_() for v in inputs.values()]
+    cu_seqlens = cu_seqlens_of([4, 2])
+    schedule = build_schedule(cu_seqlens.cpu()).to(DEVICE) if with_schedule else None
+    offsets = list(CAUSAL_CONV1D.documents(inputs["x"], cu_seqlens, schedule).offsets)
+    documents = (cu_seqlens, None if schedule is None else schedule.buffer, offsets)
     torch.library.opcheck(
         torch.ops.packmamba.causal_conv1d.default,
-        (*arguments, cu_seqlens_of([4, 2]), None, None, None, "silu", final_states),
+        (*arguments, *documents, "silu", final_states),
     )
 
 
