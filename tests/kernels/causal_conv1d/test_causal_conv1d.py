@@ -19,7 +19,7 @@ from packmamba_kernels.runtime.triton_glue import INTERPRET
 from packmamba_kernels.schedule import build_schedule
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.support import DEVICE, LENGTHS, assert_close, assert_identical
+from tests.support import DEVICE, LENGTHS, assert_close, assert_identical, skip_without_memory
 
 GRADIENT_NAMES = ("x", "weight", "bias", "initial_states")
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3 if INTERPRET else 5e-3}
@@ -159,6 +159,7 @@ def test_offsets_beyond_two_to_the_31_are_right():
 @pytest.mark.gpu
 @pytest.mark.skipif(INTERPRET, reason="too large for the interpreter")
 def test_more_than_two_to_the_31_elements():
+    skip_without_memory(22)  # x, out, the gradients of both and the normal numbers x is made from: 4 GiB each
     channels, lengths = 4096, [2**31 // 4096, 100]
     x = torch.randn(sum(lengths), channels, device="cuda", dtype=torch.bfloat16).requires_grad_()
     weight = torch.randn(channels, 4, device="cuda")
@@ -388,6 +389,19 @@ BAD = {
         ValueError,
         "schedule was built for 2 documents, but cu_seqlens has 1",
     ),
+    "activation of another type": ({"activation": 1}, ValueError, "activation must be None or 'silu', got 1"),
+    "activation in a list": ({"activation": ["silu"]}, ValueError, r"None or 'silu', got \['silu'\]"),
+    "weight a number": ({"weight": 3}, TypeError, "weight must be a tensor, got int"),
+    "bias a list": ({"bias": [1.0]}, TypeError, "bias must be a tensor, got list"),
+    "initial states a number": ({"initial_states": 1.5}, TypeError, "initial_states must be a tensor, got float"),
+    "cu_seqlens a number": ({"cu_seqlens": 6}, TypeError, "torch.int32 tensor, got int"),
+    "schedule a number": ({"schedule": 3}, TypeError, "schedule must be a Schedule .*got int"),
+    "a packing for a schedule": (
+        {"schedule": object(), "cu_seqlens": torch.tensor([0, 6]).int()},
+        TypeError,
+        "schedule must be a Schedule .*got object",
+    ),
+    "flag a string": ({"return_final_states": "no"}, TypeError, "return_final_states must be True or False, got 'no'"),
     "schedule alone": (
         {"schedule": build_schedule(torch.tensor([0, 6]).int())},
         ValueError,

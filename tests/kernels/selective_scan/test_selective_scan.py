@@ -403,6 +403,14 @@ BAD_INPUTS = {
         TypeError,
         "initial_states must be float32.*bfloat16",
     ),
+    **{
+        f"{name} a number": ({name: 3}, TypeError, f"{name} must be a tensor, got int")
+        for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_states")
+    },
+    "cu_seqlens a number": ({"cu_seqlens": 7}, TypeError, "cu_seqlens must be a torch.int32 tensor, got int"),
+    "schedule a number": ({"schedule": 3}, TypeError, "schedule must be a Schedule .*got int"),
+    "softplus a number": ({"delta_softplus": 1}, TypeError, "delta_softplus must be True or False, got 1"),
+    "flag a string": ({"return_final_states": "no"}, TypeError, "return_final_states must be True or False, got 'no'"),
     "schedule alone": ({"schedule": build_schedule(cu_seqlens_of([7]))}, ValueError, "schedule needs the cu_seqlens"),
     "schedule of other documents": (
         {"schedule": build_schedule(cu_seqlens_of([2, 5])), "cu_seqlens": cu_seqlens_of([7])},
