@@ -86,7 +86,7 @@ class _Mamba1Inner(torch.autograd.Function):
         )
         ddt = scan.ddelta @ W_dt.to(u.dtype)
         dnarrow = torch.cat([ddt, scan.dB, scan.dC], dim=-1)
-        du = scan.du + dnarrow @ W_x.to(u.dtype)
+        du = scan.du.addmm_(dnarrow, W_x.to(u.dtype))
         conv = CAUSAL_CONV1D.backward(du, None, conv_inputs, (), conv_documents, _CONV)
         return (
             torch.cat([conv.dx, scan.dz], dim=-1),
