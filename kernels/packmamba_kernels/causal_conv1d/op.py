@@ -6,6 +6,8 @@ T tokens in a pack · S sequences (documents) · E channels · W width of the co
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
+from typing import Any
 
 from torch import Tensor
 
@@ -71,11 +73,17 @@ def segment_size(x: Tensor, count: Callable[[int], int]) -> int:
     return longer if count(longer) * x.shape[1] >= MIN_PROGRAMS * 128 else shorter
 
 
+@cache
+def _kernels() -> Any:
+    """Imports triton, so it waits until a kernel is needed; the import statement alone takes a microsecond a call."""
+    from packmamba_kernels.causal_conv1d import launch
+
+    return launch
+
+
 def _forward(inputs: ConvInputs, documents: Documents, options: ConvOptions) -> ConvResults:
     if runs_kernel(inputs.x):
-        from packmamba_kernels.causal_conv1d import launch
-
-        return launch.forward(inputs, documents.cu_seqlens, documents.segments(), options)
+        return _kernels().forward(inputs, documents.cu_seqlens, documents.segments(), options)
     return reference.forward(inputs, documents.cu_seqlens, options)
 
 
@@ -88,10 +96,8 @@ def _backward(
     options: ConvOptions,
 ) -> ConvGradients:
     if runs_kernel(inputs.x):
-        from packmamba_kernels.causal_conv1d import launch
-
         segments = documents.segments()
-        return launch.backward(dout, dfinal_states, inputs, documents.cu_seqlens, segments, options)
+        return _kernels().backward(dout, dfinal_states, inputs, documents.cu_seqlens, segments, options)
     return reference.backward(dout, dfinal_states, inputs, documents.cu_seqlens, options)
 
 
@@ -112,17 +118,8 @@ def _flops(shapes: ConvInputs) -> int:
 
 CAUSAL_CONV1D = Operator(
     Definition(
-        name="causal_conv1d",
-        inputs=ConvInputs,
-        options=ConvOptions,
-        results=ConvResults,
-        gradients=ConvGradients,
-        check=check_arguments,
-        segment_size=segment_size,
-        forward=_forward,
-        backward=_backward,
-        fake_forward=_fake_forward,
-        fake_backward=_fake_backward,
-        flops=_flops,
+        name="causal_conv1d", inputs=ConvInputs, options=ConvOptions, results=ConvResults, gradients=ConvGradients,
+        check=check_arguments, segment_size=segment_size, forward=_forward, backward=_backward,
+        fake_forward=_fake_forward, fake_backward=_fake_backward, flops=_flops,
     )
-)
+)  # fmt: skip

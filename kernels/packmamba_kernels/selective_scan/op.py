@@ -6,6 +6,7 @@ T tokens in a pack · S sequences (documents) · E channels · N states of a cha
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 from typing import Any
 
 from torch import Tensor
@@ -92,11 +93,15 @@ def segment_size(u: Tensor, count: Callable[[int], int]) -> int:
 
 def _implementation(u: Tensor) -> Any:
     """The module that computes: the kernels' launches, or the reference."""
-    if runs_kernel(u):
-        from packmamba_kernels.selective_scan import launch
+    return _kernels() if runs_kernel(u) else reference
 
-        return launch
-    return reference
+
+@cache
+def _kernels() -> Any:
+    """Imports triton, so it waits until a kernel is needed; the import statement alone takes a microsecond a call."""
+    from packmamba_kernels.selective_scan import launch
+
+    return launch
 
 
 def _forward(inputs: ScanInputs, documents: Documents, options: ScanOptions) -> ScanResults:
@@ -139,17 +144,8 @@ def _flops(shapes: ScanInputs) -> int:
 
 SELECTIVE_SCAN = Operator(
     Definition(
-        name="selective_scan",
-        inputs=ScanInputs,
-        options=ScanOptions,
-        results=ScanResults,
-        gradients=ScanGradients,
-        check=check_arguments,
-        segment_size=segment_size,
-        forward=_forward,
-        backward=_backward,
-        fake_forward=_fake_forward,
-        fake_backward=_fake_backward,
-        flops=_flops,
+        name="selective_scan", inputs=ScanInputs, options=ScanOptions, results=ScanResults, gradients=ScanGradients,
+        check=check_arguments, segment_size=segment_size, forward=_forward, backward=_backward,
+        fake_forward=_fake_forward, fake_backward=_fake_backward, flops=_flops,
     )
-)
+)  # fmt: skip
