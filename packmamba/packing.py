@@ -6,24 +6,18 @@ T tokens in a pack · S sequences (documents). Packed tensors are token-major wi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, TypeGuard
+from typing import Any
 
 import numpy as np
 import torch
-from packmamba_kernels.schedule import Schedule, Segments, build_schedule
+from packmamba_kernels.schedule import Schedule, build_schedule
 from torch import Tensor
 
+from packmamba.errors import UsageError, UsageTypeError
+
 _INT32_MAX = 2**31 - 1
-
-# Pickled, what is on the CPU travels as NumPy arrays: a loader worker would send every tensor by a file descriptor of
-# its own, two dozen a batch, which takes milliseconds.
-_TABLES = tuple(field.name for field in fields(Segments) if field.name != "size")
-
-
-def _is_on_cpu(value: object) -> TypeGuard[Tensor]:
-    return isinstance(value, Tensor) and value.device.type == "cpu"
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -33,16 +27,12 @@ class Packing:
     Build it with `from_lengths`, `from_cu_seqlens` or `from_position_ids`, then `.to(device)`.
     """
 
-    cu_seqlens: Tensor
-    """int32 (S+1,): where documents begin; starts at 0, ends at T, strictly increasing; on the packing's device."""
+    schedule: Schedule
+    """The segments that the kernels work on, and cu_seqlens, in one tensor on the packing's device."""
     host_cu_seqlens: Tensor
-    """The same numbers on the CPU, so that nothing has to be copied back from a GPU to learn a length."""
+    """int32 (S+1,): cu_seqlens on the CPU, so that nothing has to be copied back from a GPU to learn a length."""
     max_seqlen: int
     """Tokens of the longest document."""
-    num_tokens: int
-    """T, tokens of the pack."""
-    schedule: Schedule
-    """The work items of the kernels."""
 
     @classmethod
     def from_lengths(cls, lengths: Sequence[int] | np.ndarray | Tensor) -> Packing:
@@ -53,17 +43,17 @@ class Packing:
         """
         values = np.asarray(lengths.cpu() if isinstance(lengths, Tensor) else lengths)
         if values.ndim != 1 or values.size == 0:
-            raise ValueError(f"lengths must name at least one document in one dimension, got shape {values.shape}")
+            raise UsageError(f"lengths must name at least one document in one dimension, got shape {values.shape}")
         if not np.issubdtype(values.dtype, np.integer):
-            raise TypeError(f"lengths must be integers, got dtype {values.dtype}")
+            raise UsageTypeError(f"lengths must be integers, got dtype {values.dtype}")
         if values.min() < 1:
             index = int(np.argmax(values < 1))
-            raise ValueError(
+            raise UsageError(
                 f"document {index} has length {values[index]}; every document needs at least one token, drop empty ones"
             )
         total = int(values.sum(dtype=np.int64))
         if total > _INT32_MAX:
-            raise ValueError(f"lengths add up to {total} tokens; a pack holds at most {_INT32_MAX}")
+            raise UsageError(f"lengths add up to {total} tokens; a pack holds at most {_INT32_MAX}")
         cu_seqlens = torch.zeros(values.size + 1, dtype=torch.int32)
         cu_seqlens[1:] = torch.from_numpy(np.cumsum(values, dtype=np.int32))
         return cls._build(cu_seqlens)
@@ -80,22 +70,22 @@ class Packing:
         """
         if not isinstance(cu_seqlens, Tensor) or cu_seqlens.dtype != torch.int32:
             given = cu_seqlens.dtype if isinstance(cu_seqlens, Tensor) else type(cu_seqlens).__name__
-            raise TypeError(f"cu_seqlens must be a torch.int32 tensor, got {given}")
+            raise UsageTypeError(f"cu_seqlens must be a torch.int32 tensor, got {given}")
         if cu_seqlens.ndim != 1 or cu_seqlens.numel() < 2:
-            raise ValueError(f"cu_seqlens must have shape (S+1,) with S >= 1, got {tuple(cu_seqlens.shape)}")
+            raise UsageError(f"cu_seqlens must have shape (S+1,) with S >= 1, got {tuple(cu_seqlens.shape)}")
         host = cu_seqlens.detach().cpu()
         if host[0] != 0:
-            raise ValueError(f"cu_seqlens must start at 0, got {int(host[0])}")
+            raise UsageError(f"cu_seqlens must start at 0, got {int(host[0])}")
         steps = host.diff()
         if bool((steps <= 0).any()):
             i = int((steps <= 0).int().argmax())
-            raise ValueError(
+            raise UsageError(
                 f"cu_seqlens must strictly increase (a document has at least one token), "
                 f"but entry {i} is {int(host[i])} and entry {i + 1} is {int(host[i + 1])}"
             )
         if num_tokens is not None and int(host[-1]) != num_tokens:
-            raise ValueError(f"cu_seqlens ends at {int(host[-1])}, but the pack has T = {num_tokens} tokens")
-        return cls._build(host.clone()).to(cu_seqlens.device)
+            raise UsageError(f"cu_seqlens ends at {int(host[-1])}, but the pack has T = {num_tokens} tokens")
+        return cls._build(host).to(cu_seqlens.device)
 
     @classmethod
     def from_position_ids(cls, position_ids: Tensor) -> Packing:
@@ -106,21 +96,21 @@ class Packing:
         index).
         """
         if position_ids.is_floating_point() or position_ids.dtype == torch.bool:
-            raise TypeError(f"position_ids must be integers, got {position_ids.dtype}")
+            raise UsageTypeError(f"position_ids must be integers, got {position_ids.dtype}")
         if position_ids.ndim == 2 and position_ids.shape[0] == 1:
             position_ids = position_ids[0]
         if position_ids.ndim != 1 or position_ids.numel() == 0:
-            raise ValueError(
+            raise UsageError(
                 f"position_ids must have shape (T,) or (1, T) with T >= 1, got {tuple(position_ids.shape)}"
             )
         host = position_ids.detach().cpu().long()
         starts = host == 0
         if not bool(starts[0]):
-            raise ValueError(f"position_ids must start at 0, got {int(host[0])}")
+            raise UsageError(f"position_ids must start at 0, got {int(host[0])}")
         broken = ~starts[1:] & (host[1:] != host[:-1] + 1)
         if bool(broken.any()):
             i = int(broken.int().argmax()) + 1
-            raise ValueError(
+            raise UsageError(
                 f"position_ids must count up by one or restart at 0, "
                 f"but position {int(host[i])} at index {i} follows {int(host[i - 1])}"
             )
@@ -129,22 +119,27 @@ class Packing:
 
     @classmethod
     def _build(cls, cu_seqlens: Tensor) -> Packing:
-        return cls(
-            cu_seqlens=cu_seqlens,
-            host_cu_seqlens=cu_seqlens,
-            max_seqlen=int(cu_seqlens.diff().max()),
-            num_tokens=int(cu_seqlens[-1]),
-            schedule=build_schedule(cu_seqlens),
-        )
+        schedule = build_schedule(cu_seqlens)
+        return cls(schedule, host_cu_seqlens=schedule.cu_seqlens, max_seqlen=int(cu_seqlens.diff().max()))
+
+    @property
+    def cu_seqlens(self) -> Tensor:
+        """int32 (S+1,): where documents begin; starts at 0, ends at T, strictly increasing; on the packing's device."""
+        return self.schedule.cu_seqlens
+
+    @property
+    def num_tokens(self) -> int:
+        """T, tokens of the pack."""
+        return self.schedule.num_tokens
 
     @property
     def num_seqs(self) -> int:
         """S, documents of the pack."""
-        return self.cu_seqlens.shape[0] - 1
+        return self.schedule.num_seqs
 
     @property
     def device(self) -> torch.device:
-        return self.cu_seqlens.device
+        return self.schedule.device
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -171,54 +166,29 @@ class Packing:
     def unpack(self, x: Tensor) -> list[Tensor]:
         """Views of x (T, ...), one for each document. Raises ValueError if x does not have T rows."""
         if x.ndim == 0 or x.shape[0] != self.num_tokens:
-            raise ValueError(f"x has shape {tuple(x.shape)}, but the packing has T = {self.num_tokens} tokens")
+            raise UsageError(f"x has shape {tuple(x.shape)}, but the packing has T = {self.num_tokens} tokens")
         return list(x.split(self.host_lengths))
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> Packing:
-        """The same packing with its tensors on `device`; itself if it is there already."""
-        cu_seqlens = self.cu_seqlens.to(device, non_blocking=non_blocking)
-        if cu_seqlens is self.cu_seqlens:
-            return self
-        return Packing(
-            cu_seqlens=cu_seqlens,
-            host_cu_seqlens=self.host_cu_seqlens,
-            max_seqlen=self.max_seqlen,
-            num_tokens=self.num_tokens,
-            schedule=self.schedule.to(device, non_blocking=non_blocking),
-        )
+        """The same packing on `device`, by one copy; itself if it is there already."""
+        schedule = self.schedule.to(device, non_blocking=non_blocking)
+        return self if schedule is self.schedule else replace(self, schedule=schedule)
 
     def pin_memory(self) -> Packing:
         """The same packing in page-locked memory, for asynchronous copies to a GPU."""
-        return Packing(
-            cu_seqlens=self.cu_seqlens.pin_memory(),
-            host_cu_seqlens=self.host_cu_seqlens,
-            max_seqlen=self.max_seqlen,
-            num_tokens=self.num_tokens,
-            schedule=self.schedule.pin_memory(),
-        )
+        return replace(self, schedule=self.schedule.pin_memory())
 
-    def __getstate__(self) -> dict[str, Any]:
-        if self.device.type != "cpu":
-            return self.__dict__
-        levels = [(level.size, [getattr(level, name).numpy() for name in _TABLES]) for level in self.schedule.levels]
-        return {"cu_seqlens": self.cu_seqlens.numpy(), "levels": levels}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        if "levels" not in state:
-            self.__dict__.update(state)
-            return
-        cu_seqlens = torch.from_numpy(state["cu_seqlens"])
-        levels = (Segments(size, *map(torch.from_numpy, tables)) for size, tables in state["levels"])
-        self.__dict__.update(
-            cu_seqlens=cu_seqlens,
-            host_cu_seqlens=cu_seqlens,
-            max_seqlen=int(cu_seqlens.diff().max()),
-            num_tokens=int(cu_seqlens[-1]),
-            schedule=Schedule(int(cu_seqlens[-1]), tuple(levels)),
-        )
+    def __reduce__(self) -> tuple[Any, ...]:
+        # On the CPU the schedule alone is all there is, a NumPy array once pickled: see there.
+        host = None if self.device.type == "cpu" else self.host_cu_seqlens
+        return _restore_packing, (self.schedule, host, self.max_seqlen)
 
     def __repr__(self) -> str:
         return f"Packing({self.num_seqs} documents, {self.num_tokens} tokens, longest {self.max_seqlen}, {self.device})"
+
+
+def _restore_packing(schedule: Schedule, host_cu_seqlens: Tensor | None, max_seqlen: int) -> Packing:
+    return Packing(schedule, schedule.cu_seqlens if host_cu_seqlens is None else host_cu_seqlens, max_seqlen)
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -233,12 +203,12 @@ class PackedBatch:
     labels: Tensor
     """int64 (T,): labels[t] is the token that position t should predict; -100 where there is none."""
     packing: Packing
-    num_targets: int
-    """Labels that are not -100."""
+    num_targets: int = -1
+    """Labels that are not -100; counted where it is not given."""
     num_padding: int = 0
     """Tokens that belong to no document: a row's filler, or the tail up to a fixed T."""
     step_targets: int | None = None
-    """Valid targets of the whole optimiser step, over all ranks and micro-batches; None: of this batch alone."""
+    """Valid targets of the whole optimiser step, over all ranks and micro-batches; None: those of this batch alone."""
     doc_ids: Tensor | None = None
     """int64 (S,), on the CPU: which row of the dataset each document came from; -1 for padding. None where unknown."""
     real_lengths: Tensor | None = None
@@ -259,17 +229,23 @@ class PackedBatch:
         labels = torch.full_like(input_ids, cls.IGNORE_INDEX)
         labels[:-1] = input_ids[1:]
         labels[packing.cu_seqlens[1:].long() - 1] = cls.IGNORE_INDEX
-        return cls(input_ids, labels, packing, num_targets=packing.num_tokens - packing.num_seqs)
+        return cls(input_ids, labels, packing)
 
     def __post_init__(self) -> None:
+        if not isinstance(self.packing, Packing):
+            raise UsageTypeError(f"packing must be a Packing, got {type(self.packing).__name__}")
         for name in ("input_ids", "labels"):
             value = getattr(self, name)
+            if not isinstance(value, Tensor):
+                raise UsageTypeError(f"{name} must be a tensor, got {type(value).__name__}")
             if value.dtype != torch.int64:
-                raise TypeError(f"{name} must be int64, got {value.dtype}")
+                raise UsageTypeError(f"{name} must be int64, got {value.dtype}")
             if value.shape != (self.packing.num_tokens,):
-                raise ValueError(
+                raise UsageError(
                     f"{name} has shape {tuple(value.shape)}, but the packing has T = {self.packing.num_tokens} tokens"
                 )
+        if self.num_targets < 0:
+            object.__setattr__(self, "num_targets", int((self.labels != self.IGNORE_INDEX).sum()))
 
     @property
     def num_tokens(self) -> int:
@@ -277,22 +253,46 @@ class PackedBatch:
         return self.packing.num_tokens - self.num_padding
 
     def to(self, device: torch.device | str, non_blocking: bool = False) -> PackedBatch:
-        """The same batch on `device`; `doc_ids` and `real_lengths` stay on the CPU."""
-        return self._with(
-            self.input_ids.to(device, non_blocking=non_blocking),
-            self.labels.to(device, non_blocking=non_blocking),
-            self.packing.to(device, non_blocking=non_blocking),
-        )
+        """The same batch on `device`, by one copy; `doc_ids` and `real_lengths` stay on the CPU."""
+        if len({self.input_ids.device, self.labels.device, self.packing.device}) > 1:
+            input_ids, labels = (x.to(device, non_blocking=non_blocking) for x in (self.input_ids, self.labels))
+            packing = self.packing.to(device, non_blocking=non_blocking)
+            return replace(self, input_ids=input_ids, labels=labels, packing=packing)
+        if self.input_ids.device == torch.device(device):
+            return self
+        flat = self._flat()
+        moved = flat.to(device, non_blocking=non_blocking)
+        return self if moved is flat else self._held_in(moved)
 
     def pin_memory(self) -> PackedBatch:
-        """The same batch in page-locked memory."""
-        return self._with(self.input_ids.pin_memory(), self.labels.pin_memory(), self.packing.pin_memory())
+        """The same batch in page-locked memory, in one piece."""
+        return self._held_in(self._flat().pin_memory())
 
-    def _with(self, input_ids: Tensor, labels: Tensor, packing: Packing) -> PackedBatch:
+    def _flat(self) -> Tensor:
+        """int32 (4 T + schedule,): input_ids, labels and the schedule's buffer, one after the other. The schedule's
+        tables lie at multiples of 16 bytes in it too."""
+        parts = (self.input_ids, self.labels, self.packing.schedule.buffer)
+        size = self.input_ids.shape[0]
+        begins = [x.storage_offset() * x.element_size() for x in parts]
+        storages = {x.untyped_storage().data_ptr() for x in parts}
+        if len(storages) == 1 and 0 not in storages and begins == [0, 8 * size, 16 * size]:
+            buffer = parts[-1]  # of a batch that was moved or pinned before
+            return buffer.as_strided((4 * size + buffer.shape[0],), (1,), 0)
+        return torch.cat([x.contiguous().view(torch.int32) for x in parts])
+
+    def _held_in(self, flat: Tensor) -> PackedBatch:
+        """The same batch as views of a copy of `_flat`."""
+        size = 2 * self.input_ids.shape[0]
+        packing = replace(self.packing, schedule=self.packing.schedule.held_in(flat[2 * size :]))
+        input_ids, labels = flat[:size].view(torch.int64), flat[size : 2 * size].view(torch.int64)
         return replace(self, input_ids=input_ids, labels=labels, packing=packing)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {name: value.numpy() if _is_on_cpu(value) else value for name, value in self.__dict__.items()}
+        # As NumPy arrays: a loader worker would send every tensor by a file descriptor of its own, in milliseconds.
+        return {
+            name: value.numpy() if isinstance(value, Tensor) and value.device.type == "cpu" else value
+            for name, value in self.__dict__.items()
+        }
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         for name, value in state.items():

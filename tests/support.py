@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+import pytest
 import torch
 from torch import Tensor
 
@@ -20,6 +21,15 @@ LENGTHS = {
     "mixed": [5, 1, 130, 64, 2, 3, 4, 70],
 }
 """Document lengths by name: 1, W-1, W, exactly a chunk, a chunk +- 1, one document that fills the pack."""
+
+
+def skip_without_memory(gibibytes: float) -> None:
+    """Skips a test that needs so much memory on the GPU, where there is less."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    free, total = torch.cuda.mem_get_info()
+    if free < gibibytes * 2**30:
+        pytest.skip(f"needs {gibibytes:g} GiB on the GPU, which has {free / 2**30:.1f} free of {total / 2**30:.1f} GiB")
 
 
 def rms_ratio(reference: Tensor, actual: Tensor) -> float:

@@ -11,8 +11,11 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from packmamba.packing import PackedBatch, Packing
+
+TABLES = ("start", "length", "seq", "cu_segments", "order", "walks", "walk_order")
 
 lengths_strategy = st.lists(st.integers(1, 200), min_size=1, max_size=30)
 
@@ -147,6 +150,16 @@ BAD_PACKINGS = {
         TypeError,
         "input_ids must be int64, got torch.int32",
     ),
+    "ids in a list": (
+        lambda: PackedBatch([1, 2], torch.zeros(2).long(), Packing.from_lengths([2])),
+        TypeError,
+        "input_ids must be a tensor, got list",
+    ),
+    "lengths for a packing": (
+        lambda: PackedBatch(torch.zeros(2).long(), torch.zeros(2).long(), [2]),
+        TypeError,
+        "packing must be a Packing, got list",
+    ),
     "labels of another length": (
         lambda: PackedBatch(torch.zeros(2).long(), torch.zeros(3).long(), Packing.from_lengths([2]), 1),
         ValueError,
@@ -183,7 +196,7 @@ def test_a_copied_batch_is_the_same(again, device):
         assert torch.equal(twin.packing.cu_seqlens, batch.packing.cu_seqlens)
         for level, twin_level in zip(batch.packing.schedule.levels, twin.packing.schedule.levels, strict=True):
             assert level.size == twin_level.size
-            for name in ("start", "length", "seq", "cu_segments", "order", "items", "item_order"):
+            for name in TABLES:
                 assert torch.equal(getattr(level, name), getattr(twin_level, name))
 
 
@@ -191,3 +204,110 @@ def test_a_pickled_batch_holds_no_tensor():
     """A loader worker would send each by a file descriptor of its own."""
     batch = PackedBatch.from_documents([[1, 2, 3], [4]])
     assert b"torch" not in pickle.dumps(batch)
+
+
+class Copies(TorchDispatchMode):
+    """The tensors that are copied to another device."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        name = str(function)
+        if "_to_copy" in name and result.device != args[0].device:
+            self.sizes.append(args[0].numel())
+        assert "copy_." not in name or args[0].device == args[1].device
+        return result
+
+
+@pytest.fixture
+def pinned_sizes(monkeypatch) -> list[int]:
+    """Pinning without a GPU: a copy, and how many elements each had."""
+    sizes = []
+
+    def pin(tensor):
+        sizes.append(tensor.numel())
+        return tensor.clone()
+
+    monkeypatch.setattr(torch.Tensor, "pin_memory", pin)
+    return sizes
+
+
+def assert_same_batch(wanted: PackedBatch, actual: PackedBatch) -> None:
+    assert (wanted.num_targets, wanted.num_padding) == (actual.num_targets, actual.num_padding)
+    assert wanted.packing.host_lengths == actual.packing.host_lengths
+    assert wanted.packing.max_seqlen == actual.packing.max_seqlen
+    for name in ("input_ids", "labels"):
+        assert torch.equal(getattr(wanted, name), getattr(actual, name))
+    assert torch.equal(wanted.packing.cu_seqlens, actual.packing.cu_seqlens)
+    for level, other in zip(wanted.packing.schedule.levels, actual.packing.schedule.levels, strict=True):
+        assert level.size == other.size
+        for name in TABLES:
+            assert torch.equal(getattr(level, name), getattr(other, name)), name
+            assert getattr(other, name).dtype == torch.int32
+
+
+@given(lengths=lengths_strategy)
+@settings(max_examples=20)
+def test_a_batch_in_one_piece_holds_the_same_tables_aligned(lengths: list[int]) -> None:
+    batch = PackedBatch.from_documents([list(range(n)) for n in lengths])
+    whole = batch._held_in(batch._flat())
+    assert_same_batch(batch, whole)
+    for level in whole.packing.schedule.levels:
+        for name in TABLES:
+            assert getattr(level, name).storage_offset() % 4 == 0
+
+
+def test_a_batch_moves_by_one_copy() -> None:
+    batch = PackedBatch.from_documents([[1, 2, 3], list(range(700)), [4]])
+    with Copies() as copies:
+        moved = batch.to("meta", non_blocking=True)
+    assert copies.sizes == [4 * 704 + batch.packing.schedule.buffer.numel()]
+    for tensor in (moved.input_ids, moved.labels, moved.packing.cu_seqlens, moved.packing.schedule.chunks.walks):
+        assert tensor.is_meta
+    with Copies() as copies:
+        batch.packing.to("meta")
+    assert copies.sizes == [batch.packing.schedule.buffer.numel()]
+
+
+def test_a_pinned_batch_is_one_piece_and_moves_as_it_is(pinned_sizes) -> None:
+    batch = PackedBatch.from_documents([[1, 2, 3], list(range(700)), [4]])
+    pinned = batch.pin_memory()
+    size = 4 * 704 + batch.packing.schedule.buffer.numel()
+    assert pinned_sizes == [size]
+    assert_same_batch(batch, pinned)
+    assert pinned._flat().data_ptr() == pinned.input_ids.data_ptr()
+    with Copies() as copies:
+        pinned.to("meta")
+    assert copies.sizes == [size]
+
+
+def test_a_pinned_batch_with_a_tensor_replaced_moves_that_tensor(pinned_sizes) -> None:
+    pinned = PackedBatch.from_documents([[1, 2, 3], [4]]).pin_memory()
+    changed = dataclasses.replace(pinned, input_ids=pinned.input_ids + 1)
+    assert_same_batch(changed, changed._held_in(changed._flat().clone()))
+    swapped = dataclasses.replace(pinned, input_ids=pinned.labels, labels=pinned.input_ids)
+    assert_same_batch(swapped, swapped._held_in(swapped._flat().clone()))
+
+
+def test_a_pickled_batch_is_equal_in_every_table(pinned_sizes) -> None:
+    batch = PackedBatch.from_documents([[1, 2, 3], list(range(700)), [4]])
+    again = pickle.loads(pickle.dumps(batch))
+    assert_same_batch(batch, again)
+    assert_same_batch(batch, again.pin_memory())
+    assert_same_batch(batch, pickle.loads(pickle.dumps(again.pin_memory())))
+
+
+def test_a_batch_whose_packing_is_on_another_device_moves_too() -> None:
+    batch = PackedBatch.from_documents([[1, 2], [3]])
+    moved = dataclasses.replace(batch, packing=batch.packing.to("meta")).to("meta")
+    assert moved.input_ids.is_meta
+    assert moved.packing.cu_seqlens.is_meta
+
+
+def test_targets_are_counted_where_they_are_not_given() -> None:
+    ids, labels = torch.arange(5), torch.tensor([1, -100, 3, 4, -100])
+    assert PackedBatch(ids, labels, Packing.from_lengths([2, 3])).num_targets == 3
+    assert PackedBatch(ids, labels, Packing.from_lengths([2, 3]), 2).num_targets == 2

@@ -1,4 +1,4 @@
-"""Arguments of a form that has passed its check are not looked at again."""
+"""Arguments of a signature that has passed its check are not looked at again."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ DIFFERENT = {
     "device": (x(4), x(4, device="meta")),
     "there or not": (x(4), None),
     "a string": ("silu", "relu"),
+    "a flag": (True, False),
     "documents of a schedule": (schedule_of(0, 4), schedule_of(0, 2, 4)),
     "tokens of a schedule": (schedule_of(0, 4), schedule_of(0, 5)),
     "device of a schedule": (schedule_of(0, 4), schedule_of(0, 4).to("meta")),
@@ -39,25 +40,33 @@ DIFFERENT = {
 
 
 @pytest.mark.parametrize(("first", "second"), DIFFERENT.values(), ids=DIFFERENT)
-def test_every_form_is_checked_once(first, second):
+def test_every_signature_is_checked_once(first, second):
     check = Check()
     for argument in (first, second, first, second):
         check_once(check, x(3), argument)
     assert check.calls == 2
 
 
-def test_values_are_not_part_of_a_form():
+def test_values_are_not_part_of_a_signature():
     check = Check()
     check_once(check, x(3), schedule_of(0, 1, 4))
     check_once(check, x(3) + 1, schedule_of(0, 3, 4))
     assert check.calls == 1
 
 
-def test_every_check_has_its_own_forms():
+def test_every_check_has_its_own_signatures():
     first, second = Check(), Check()
     for check in (first, second):
         check_once(check, x(3))
     assert first.calls == second.calls == 1
+
+
+@pytest.mark.parametrize("other", [3, [1.0], object()], ids=["int", "list", "object"])
+def test_arguments_of_other_types_are_checked_every_time(other):
+    check = Check()
+    for _ in range(2):
+        check_once(check, x(3), other)
+    assert check.calls == 2
 
 
 def test_what_fails_fails_again():
@@ -69,8 +78,8 @@ def test_what_fails_fails_again():
             check_once(check, x(3))
 
 
-def test_forms_do_not_pile_up():
+def test_signatures_do_not_pile_up():
     check = Check()
-    for size in range(3 * checks.MAX_FORMS):
+    for size in range(3 * checks.MAX_SIGNATURES):
         check_once(check, torch.empty(size))
-    assert 0 < len(checks._right) <= checks.MAX_FORMS
+    assert 0 < len(checks._passed) <= checks.MAX_SIGNATURES

@@ -21,6 +21,7 @@ MODULES = {
     "causal_conv1d/test_causal_conv1d.py": 60,
     "selective_scan/test_kernels.py": 30,
     "selective_scan/test_layout.py": 20,
+    "selective_scan/test_production.py": 3,
     "test_mixer_kernel.py": 2,
 }
 """Test modules whose operators then run their kernels, and at least how many tests of each must have passed."""

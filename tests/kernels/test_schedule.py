@@ -1,4 +1,4 @@
-"""The work items of a pack: every token exactly once, never across a document."""
+"""The segments of a pack, and their walks: every token exactly once, never across a document."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from packmamba_kernels.schedule import CHUNK, ITEM, SIZES, build_schedule, build_segments
+from packmamba_kernels.schedule import CHUNK, SIZES, WALK, build_schedule, build_segments
 
 from tests.kernels.selective_scan.scan_cases import cu_seqlens_of
 
@@ -42,18 +42,18 @@ def assert_covers(segments, cu_seqlens, size):
     assert bool(is_followed[order][: int(followed.sum())].all())
 
 
-def assert_items(segments, cu_seqlens):
-    """Items are runs of segments: all of them, in token order, each where its first token lies in the pack."""
-    items, used = segments.items.long(), int(segments.cu_segments[-1])
-    num_tokens, step = int(cu_seqlens[-1]), min(segments.size, ITEM)
-    assert items.shape[0] - 1 == segments.item_order.shape[0] == -(-num_tokens // step)
-    assert (items[0], items[-1]) == (0, used)
-    owner = torch.arange(items.shape[0] - 1).repeat_interleave(items.diff())
+def assert_walks(segments, cu_seqlens):
+    """Walks are runs of segments: all of them, in token order, each where its first token lies in the pack."""
+    walks, used = segments.walks.long(), int(segments.cu_segments[-1])
+    num_tokens, step = int(cu_seqlens[-1]), min(segments.size, WALK)
+    assert walks.shape[0] - 1 == segments.walk_order.shape[0] == -(-num_tokens // step)
+    assert (walks[0], walks[-1]) == (0, used)
+    owner = torch.arange(walks.shape[0] - 1).repeat_interleave(walks.diff())
     assert torch.equal(owner, segments.start[:used].long() // step)
     # Most tokens first; those without segments last.
-    tokens = torch.zeros(items.shape[0] - 1, dtype=torch.long)
+    tokens = torch.zeros(walks.shape[0] - 1, dtype=torch.long)
     tokens.index_add_(0, owner, segments.length[:used].long())
-    order = segments.item_order.long()
+    order = segments.walk_order.long()
     assert torch.equal(order.sort().values, torch.arange(order.shape[0]))
     assert (tokens[order].diff() <= 0).all()
     assert tokens.max() < step + segments.size
@@ -61,16 +61,16 @@ def assert_items(segments, cu_seqlens):
 
 @settings(max_examples=60)
 @given(lengths=st.lists(st.integers(1, 700), min_size=1, max_size=40), size=st.sampled_from([1, 7, CHUNK, 256, 1024]))
-def test_every_segment_belongs_to_the_item_in_whose_stretch_it_starts(lengths, size):
+def test_every_segment_belongs_to_the_walk_in_whose_stretch_it_starts(lengths, size):
     cu_seqlens = cu_seqlens_of(lengths)
-    assert_items(build_segments(cu_seqlens, size), cu_seqlens)
-    assert_items(build_segments(cu_seqlens, size, sum(lengths)), cu_seqlens)
+    assert_walks(build_segments(cu_seqlens, size), cu_seqlens)
+    assert_walks(build_segments(cu_seqlens, size, sum(lengths)), cu_seqlens)
 
 
-def test_short_documents_share_items():
+def test_short_documents_share_walks():
     segments = build_segments(cu_seqlens_of([10] * 1000), 1024)
     assert segments.num_segments == 1000
-    assert segments.item_order.shape[0] == 10_000 // ITEM + 1
+    assert segments.walk_order.shape[0] == 10_000 // WALK + 1
 
 
 @settings(max_examples=60)
@@ -92,7 +92,7 @@ def test_tables_built_without_reading_a_value_hold_the_same_segments(lengths):
         assert level.num_segments == sum(lengths) // level.size + len(lengths) >= n
         for name in ("start", "length", "seq", "order"):
             assert torch.equal(getattr(wanted, name), getattr(level, name)[:n]), name
-        for name in ("cu_segments", "items", "item_order"):
+        for name in ("cu_segments", "walks", "walk_order"):
             assert torch.equal(getattr(wanted, name), getattr(level, name)), name
 
 
@@ -120,10 +120,44 @@ def test_tables_are_int32_and_move_together():
     assert tuple(level.size for level in schedule.levels) == SIZES
     moved = schedule.to("meta")
     for level in moved.levels:
-        for name in ("start", "length", "seq", "cu_segments", "order"):
+        for name in ("start", "length", "seq", "cu_segments", "order", "walks", "walk_order"):
             assert getattr(level, name).is_meta
             assert getattr(level, name).dtype == torch.int32
     assert moved.num_tokens == 135
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_tables_lie_in_one_buffer_at_multiples_of_16_bytes(known):
+    cu_seqlens = cu_seqlens_of([70, 1, 64, 300])
+    schedule = build_schedule(cu_seqlens, 435 if known else None)
+    assert schedule.buffer.dtype == torch.int32
+    assert torch.equal(schedule.cu_seqlens, cu_seqlens)
+    views = [schedule.cu_seqlens]
+    for level in schedule.levels:
+        views += [level.start, level.length, level.seq, level.cu_segments, level.order, level.walks, level.walk_order]
+    end = 0
+    for view in views:
+        assert view.untyped_storage().data_ptr() == schedule.buffer.untyped_storage().data_ptr()
+        assert view.data_ptr() % 16 == 0
+        assert view.storage_offset() == -(-end // 4) * 4  # no two overlap, nothing between
+        end = view.storage_offset() + view.shape[0]
+    assert schedule.buffer.shape[0] == -(-end // 4) * 4
+
+
+def test_views_are_made_once():
+    schedule = build_schedule(cu_seqlens_of([70, 1]))
+    assert schedule.chunks is schedule.segments(CHUNK)
+    assert schedule.to(schedule.device) is schedule
+    with pytest.raises(ValueError, match=r"no segments of 100 tokens, only of \[64, 256, 1024, 4096\]"):
+        schedule.segments(100)
+
+
+def test_a_schedule_is_built_under_torch_compile():
+    compiled = torch.compile(build_schedule, fullgraph=True, backend="aot_eager")
+    for lengths in ([70, 3], [5, 5, 200], [1000]):
+        cu_seqlens = cu_seqlens_of(lengths)
+        built = compiled(cu_seqlens, sum(lengths))
+        assert torch.equal(built.buffer, build_schedule(cu_seqlens, sum(lengths)).buffer)
 
 
 def test_a_segment_that_crosses_a_document_is_noticed():

@@ -8,13 +8,15 @@ import torch
 import triton.language as tl
 from torch import Tensor
 
+from packmamba_kernels.causal_conv1d.inputs import ConvGradients, ConvInputs, ConvOptions, ConvResults
 from packmamba_kernels.causal_conv1d.kernels_conv import (
     causal_conv1d_bwd_kernel,
     causal_conv1d_fwd_kernel,
     causal_conv1d_sum_kernel,
 )
-from packmamba_kernels.runtime.launching import launches
+from packmamba_kernels.runtime.launching import compiled_for
 from packmamba_kernels.runtime.triton_glue import LAUNCH_OPTIONS, cdiv, device_of, empty_like
+from packmamba_kernels.schedule import Segments
 
 FORWARD = {"BE": 128, "ROWS": 8}
 BACKWARD = {"BE": 128, "ROWS": 3}
@@ -37,10 +39,6 @@ def _block(config: dict[str, int], dtype: torch.dtype) -> int:
     return FP64_BE if dtype == torch.float64 else config["BE"]
 
 
-def _contiguous(x: Tensor | None) -> Tensor | None:
-    return None if x is None else x.contiguous()
-
-
 def launch_options(config: dict[str, int], dtype: torch.dtype, **constants: int) -> dict[str, Any]:
     """Compile-time arguments, `constants` included, and launch options of a kernel whose input has this dtype."""
     return {
@@ -53,97 +51,107 @@ def launch_options(config: dict[str, int], dtype: torch.dtype, **constants: int)
     }
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_states: Tensor | None,
-    cu_seqlens: Tensor,
-    segments: tuple[Tensor, Tensor, Tensor],
-    activation: str | None,
-    return_final_states: bool,
-) -> tuple[Tensor, Tensor]:
-    """As `reference.forward`. segments: start, length and document of each, int32 (I,)."""
+def forward(inputs: ConvInputs, cu_seqlens: Tensor, segments: Segments, options: ConvOptions) -> ConvResults:
+    """As `reference.forward`."""
+    x, weight, bias, initial_states = _normalised(inputs)
     channels, width = weight.shape
-    weight, bias, initial_states = weight.contiguous(), _contiguous(bias), _contiguous(initial_states)
     out = empty_like(x)
-    final_shape = (cu_seqlens.shape[0] - 1, channels, width - 1) if return_final_states else (0,)
+    final_shape = (segments.num_seqs, channels, width - 1) if options.return_final_states else (0,)
     final_states = x.new_empty(final_shape)
-    tables = (cu_seqlens, *segments)
-    launch = launches(
-        (x, weight, bias, initial_states), tables, "conv", width, channels, activation, return_final_states
-    )
+    kernels = compiled_for(
+        (x, weight, bias, initial_states, cu_seqlens, segments.start),
+        "conv", width, channels, options.activation, options.return_final_states,
+    )  # fmt: skip
     with device_of(x):
-        launch(
+        kernels.launch(
             "forward",
             causal_conv1d_fwd_kernel,
-            segments[0].shape[0] * cdiv(channels, _block(FORWARD, x.dtype)),
-            (x, weight, bias, initial_states, out, final_states, *tables, x.stride(0), channels),
+            segments.num_segments * cdiv(channels, _block(FORWARD, x.dtype)),
+            (x, weight, bias, initial_states, out, final_states, *_tables(cu_seqlens, segments), x.stride(0), channels),
             lambda: launch_options(
                 FORWARD,
                 x.dtype,
                 W=width,
-                HAS_BIAS=bias is not None,
-                HAS_INITIAL=initial_states is not None,
-                STORE_FINAL=return_final_states,
-                SILU=activation == "silu",
+                **_flags(inputs, options),
+                STORE_FINAL=options.return_final_states,
             ),
         )
-    return out, final_states
+    return ConvResults(out, final_states)
 
 
 def backward(
     dout: Tensor,
     dfinal_states: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_states: Tensor | None,
+    inputs: ConvInputs,
     cu_seqlens: Tensor,
-    segments: tuple[Tensor, Tensor, Tensor],
-    activation: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    segments: Segments,
+    options: ConvOptions,
+) -> ConvGradients:
     """As `reference.backward`. Each program sums its tokens' part of the filters' gradient into its own row of a
     scratch, which is then added up in a fixed order."""
+    x, weight, bias, initial_states = _normalised(inputs)
+    dout, dfinal_states = dout.contiguous(), _contiguous(dfinal_states)
     channels, width = weight.shape
-    num_segments = segments[0].shape[0]
+    num_segments = segments.num_segments
     segments_per_program = cdiv(num_segments, MAX_PARTIALS)
     num_programs = cdiv(num_segments, segments_per_program)
-    rows, bias_row, initial = weight.contiguous(), _contiguous(bias), _contiguous(initial_states)
-    dx = empty_like(x)
-    dinitial_states = x.new_empty(0)
-    if initial_states is not None:
-        dinitial_states = empty_like(initial_states)
-    dweight, dbias = empty_like(weight), x.new_empty(0) if bias is None else empty_like(bias)
+    dx, dweight = empty_like(x), empty_like(weight)
+    dbias, dinitial_states = _gradient(bias), _gradient(initial_states)
     sum_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     partial = torch.empty(num_programs, width + 1, channels, dtype=sum_dtype, device=x.device)
-    given, tables = (x, weight, bias, initial_states, dout, dfinal_states), (cu_seqlens, *segments)
-    launch = launches(given, tables, "conv backward", width, channels, activation)
-    dout, dfinal_states = dout.contiguous(), _contiguous(dfinal_states)
+    kernels = compiled_for(
+        (x, weight, bias, initial_states, dout, dfinal_states, cu_seqlens, segments.start),
+        "conv backward", width, channels, options.activation,
+    )  # fmt: skip
     with device_of(x):
-        launch(
+        kernels.launch(
             "backward",
             causal_conv1d_bwd_kernel,
             num_programs * cdiv(channels, _block(BACKWARD, x.dtype)),
             (
-                dout, dfinal_states, x, rows, bias_row, initial, dx, dinitial_states, partial, *tables,
-                x.stride(0), channels, num_segments, segments_per_program,
+                dout, dfinal_states, x, weight, bias, initial_states, dx, dinitial_states, partial,
+                *_tables(cu_seqlens, segments), x.stride(0), channels, num_segments, segments_per_program,
             ),
             lambda: launch_options(
                 BACKWARD,
                 x.dtype,
                 W=width,
-                HAS_BIAS=bias is not None,
-                HAS_INITIAL=initial is not None,
+                **_flags(inputs, options),
                 HAS_DFINAL=dfinal_states is not None,
-                SILU=activation == "silu",
             ),
         )  # fmt: skip
-        launch(
+        kernels.launch(
             "sum",
             causal_conv1d_sum_kernel,
             (width + 1) * cdiv(channels, SUM["BE"]),
             (partial, dweight, dbias, num_programs, channels),
             lambda: {"W": width, "HAS_BIAS": bias is not None, **SUM},
         )
-    return dx, dweight, dbias, dinitial_states
+    return ConvGradients(dx, dweight, dbias, dinitial_states)
+
+
+def _normalised(inputs: ConvInputs) -> ConvInputs:
+    """The inputs as kernels take them: all but x contiguous."""
+    x, weight, bias, initial_states = inputs
+    return ConvInputs(x, weight.contiguous(), _contiguous(bias), _contiguous(initial_states))
+
+
+def _tables(cu_seqlens: Tensor, segments: Segments) -> tuple[Tensor, ...]:
+    return cu_seqlens, segments.start, segments.length, segments.seq
+
+
+def _flags(inputs: ConvInputs, options: ConvOptions) -> dict[str, bool]:
+    """Compile-time arguments of either direction."""
+    return {
+        "HAS_BIAS": inputs.bias is not None,
+        "HAS_INITIAL": inputs.initial_states is not None,
+        "SILU": options.activation == "silu",
+    }
+
+
+def _contiguous(x: Tensor | None) -> Tensor | None:
+    return None if x is None else x.contiguous()
+
+
+def _gradient(x: Tensor | None) -> Tensor | None:
+    return None if x is None else empty_like(x)

@@ -13,15 +13,10 @@ from torch.nn import functional as F
 
 
 def causal_conv1d_naive(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    *,
-    activation: str | None = None,
-    cu_seqlens: Tensor | None = None,
-    initial_states: Tensor | None = None,
+    x: Tensor, weight: Tensor, bias: Tensor | None = None, *,
+    activation: str | None = None, cu_seqlens: Tensor | None = None, initial_states: Tensor | None = None,
     return_final_states: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """out[t] = activation(bias + Σ_w weight[:, w] · x[t - (W-1) + w]), the sum staying inside t's document.
 
     x: (T, E). weight: (E, W). bias: (E,). initial_states: (S, E, W-1), the inputs that came before each document's

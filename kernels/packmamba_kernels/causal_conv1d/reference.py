@@ -20,6 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from packmamba_kernels.causal_conv1d.inputs import ConvGradients, ConvInputs, ConvOptions, ConvResults
+
 
 @dataclass(frozen=True)
 class _Edges:
@@ -108,16 +110,8 @@ def _compute_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def forward(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_states: Tensor | None,
-    cu_seqlens: Tensor,
-    activation: str | None,
-    return_final_states: bool,
-) -> tuple[Tensor, Tensor]:
-    """Out (T, E) and final states (S, E, W-1), both in x's dtype; the latter empty where they are not wanted."""
+def forward(inputs: ConvInputs, cu_seqlens: Tensor, options: ConvOptions) -> ConvResults:
+    x, weight, bias, initial_states = inputs
     dtype = x.dtype
     x = x.to(_compute_dtype(x))
     width = weight.shape[1]
@@ -129,35 +123,26 @@ def forward(
     out = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     for start, end in _row_blocks(x):
         y = _convolve_rows(x, start, end, filters, bias, out[start:end])
-        if activation == "silu":
+        if options.activation == "silu":
             _silu_(y)
     y_head = _convolve_heads(_head_windows(x, history, edges), filters, bias)
-    if activation == "silu":
+    if options.activation == "silu":
         _silu_(y_head)
     out[edges.head[edges.in_head]] = y_head[edges.in_head]
 
     final = out.new_empty(0)
-    if return_final_states:
+    if options.return_final_states:
         slots = edges.from_history[..., None].expand(-1, -1, x.shape[1])
         final = torch.where(edges.in_tail[..., None], x[edges.tail], history.gather(1, slots)).transpose(1, 2)
-    return out.to(dtype), final.to(dtype).contiguous()
+    return ConvResults(out.to(dtype), final.to(dtype).contiguous())
 
 
 def backward(
-    dout: Tensor,
-    dfinal_states: Tensor | None,
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    initial_states: Tensor | None,
-    cu_seqlens: Tensor,
-    activation: str | None,
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Gradients of x (T, E), weight (E, W), bias (E,) and the initial states (S, E, W-1), each in its own dtype.
-
-    The preactivation is computed again. With p its gradient, dx[t] = Σ_k weight[:, W-1-k] · p[t + k] and
-    dweight[:, W-1-k] = Σ_t p[t] · x[t - k], both inside the document. The last two are empty where there is none.
-    """
+    dout: Tensor, dfinal_states: Tensor | None, inputs: ConvInputs, cu_seqlens: Tensor, options: ConvOptions
+) -> ConvGradients:
+    """The preactivation is computed again. With p its gradient, dx[t] = Σ_k weight[:, W-1-k] · p[t + k] and
+    dweight[:, W-1-k] = Σ_t p[t] · x[t - k], both inside the document."""
+    x, weight, bias, initial_states = inputs
     dtype = x.dtype
     x = x.to(_compute_dtype(x))
     p = dout.to(x.dtype)
@@ -165,7 +150,7 @@ def backward(
     filters = weight.to(x.dtype).T.contiguous()
     edges = _edges(cu_seqlens, x.shape[0], last + 1)
     windows = _head_windows(x, _history(x, initial_states, cu_seqlens.shape[0] - 1, last + 1), edges)
-    if activation == "silu":
+    if options.activation == "silu":
         p = _times_silu_gradient(p, x, filters, None if bias is None else bias.to(x.dtype), windows, edges)
     p_head = p[edges.head].masked_fill_(~edges.in_head[..., None], 0)
     nothing = torch.zeros_like(p_head)
@@ -173,9 +158,9 @@ def backward(
     dfinal = None if dfinal_states is None else dfinal_states.to(x.dtype).transpose(1, 2)
 
     dfilters = _filter_gradient(p, x, p_head, windows, edges)
-    dbias = x.new_empty(0) if bias is None else p.sum(0).to(bias.dtype)
+    dbias = None if bias is None else p.sum(0).to(bias.dtype)
 
-    dx = p if activation == "silu" else torch.empty_like(p)  # p is not read behind the block that is written
+    dx = p if options.activation == "silu" else torch.empty_like(p)  # p is not read behind the block that is written
     for start, end in _row_blocks(x):
         rows = p[start:end] * filters[last]
         for k in range(1, last + 1):
@@ -189,7 +174,7 @@ def backward(
         dx_tail += dfinal
     dx[edges.tail[edges.in_tail]] = dx_tail[edges.in_tail]
 
-    dinitial = x.new_empty(0)
+    dinitial = None
     if initial_states is not None:
         padded = torch.cat([nothing, p_head], dim=1)  # slot j of the state meets token j - (W-1) + k at tap W-1-k
         dhistory = padded[:, :last] * filters[last]
@@ -202,7 +187,7 @@ def backward(
         dinitial = dhistory.transpose(1, 2).to(initial_states.dtype).contiguous()
 
     dweight = dfilters.T.to(weight.dtype).contiguous()
-    return dx.to(dtype), dweight, dbias, dinitial
+    return ConvGradients(dx.to(dtype), dweight, dbias, dinitial)
 
 
 def _times_silu_gradient(

@@ -1,68 +1,73 @@
 """Launching a kernel again without asking Triton again what it was compiled to.
 
 `kernel[grid](...)` looks at every argument, to see for which dtypes, divisibilities and constants it needs a compiled
-kernel: 7 to 20 µs of Python a launch. Calls of one form always need the same, so what the first launch returned is
-launched again as it is, by `compiled[grid](...)`.
+kernel: 7 to 20 µs of Python a launch. Calls with one signature always need the same, so what the first launch returned
+is launched again as it is, by `compiled[grid](...)`: an interface of Triton that is not documented, checked with
+versions 3.6 to 3.9.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Hashable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-from packmamba_kernels.checks import MAX_FORMS
+from packmamba_kernels.checks import MAX_SIGNATURES
 from packmamba_kernels.runtime.triton_glue import LAUNCH_OPTIONS
 
+CACHE = os.environ.get("PACKMAMBA_LAUNCH_CACHE", "1") != "0"
+"""Whether compiled kernels are remembered by signature; else Triton is asked at every launch."""
 
-class Launches:
-    """What calls of one form launch, each kernel by the name of its place in the call."""
+
+class CompiledKernels:
+    """The kernels compiled for calls with one signature, by name."""
 
     def __init__(self) -> None:
         self._compiled: dict[str, tuple[Any, tuple[Any, ...]]] = {}
 
-    def __call__(
-        self, place: str, kernel: Any, programs: int, arguments: tuple[Any, ...], options: Callable[[], dict[str, Any]]
+    def launch(
+        self, name: str, kernel: Any, programs: int, arguments: tuple[Any, ...], options: Callable[[], dict[str, Any]]
     ) -> None:
         """Launches `kernel` with `arguments`, and with what `options` returns: its compile-time arguments, which come
-        after all others in its signature, and num_warps and the like. The form decides them, so they are asked for
-        once."""
-        known = self._compiled.get(place)
+        after all others in its signature, and num_warps and the like. They follow from the call's signature, so they
+        are asked for once. name: of the kernel in this call; one that is launched twice has two."""
+        known = self._compiled.get(name)
         if known is not None:
             compiled, constants = known
             compiled[programs, 1, 1](*arguments, *constants)
             return
         given = LAUNCH_OPTIONS | options()
         compiled = kernel[(programs,)](*arguments, **given)
-        if compiled is not None:  # as in Triton's interpreter
-            self._compiled[place] = compiled, tuple(given[name] for name in kernel.arg_names[len(arguments) :])
+        if CACHE and compiled is not None:  # None in Triton's interpreter
+            self._compiled[name] = compiled, tuple(given[name] for name in kernel.arg_names[len(arguments) :])
 
 
-_FORMS: dict[Hashable, Launches] = {}
+_by_signature: dict[Hashable, CompiledKernels] = {}
 
 
-def launches(tensors: Sequence[Tensor | None], tables: Sequence[Tensor], *numbers: Hashable) -> Launches:
-    """Of a call of this form.
+def compiled_for(tensors: Sequence[Tensor | None], *numbers: Hashable) -> CompiledKernels:
+    """The kernels compiled for calls with this signature.
 
-    tensors: all that kernels get and that were not allocated for them: which are there, their dtypes and strides,
-    whether they lie at multiples of 16 bytes, as fresh memory does, and the first one's device. tables: the same of
-    contiguous int32. numbers: what else decides what kernels are compiled to: integers that Triton specialises on, and
-    whatever `options` depend on. Integers that change from pack to pack are not specialised on and stay below 2**31,
-    as cu_seqlens does.
+    tensors: all that kernels get, as they get them (after `.contiguous()` and the like), and that were not allocated
+    for them. Their dtypes and strides count, whether they lie at multiples of 16 bytes, as fresh memory does, and
+    the first one's device; None counts as None. One table stands for all of a schedule: they lie at multiples of 16
+    bytes from each other. numbers: what else decides what kernels are compiled to: integers that Triton specialises
+    on, and whatever `options` depend on. Integers that change from pack to pack are not specialised on and stay below
+    2**31, as cu_seqlens does.
     """
-    form = [*numbers]
+    signature = [*numbers]
     for x in tensors:
         if x is None:
-            form.append(None)
+            signature.append(None)
         else:
-            form += x.dtype, x.stride(), x.data_ptr() % 16 == 0
-    form += [table.data_ptr() % 16 == 0 for table in tables]
-    form.append(tensors[0].device)  # pyright: ignore[reportOptionalMemberAccess]
-    key = tuple(form)
-    known = _FORMS.get(key)
+            signature += x.dtype, x.stride(), x.data_ptr() % 16 == 0
+    signature.append(tensors[0].device)  # pyright: ignore[reportOptionalMemberAccess]
+    key = tuple(signature)
+    known = _by_signature.get(key)
     if known is None:
-        if len(_FORMS) >= MAX_FORMS:
-            _FORMS.clear()
-        known = _FORMS[key] = Launches()
+        if len(_by_signature) >= MAX_SIGNATURES:
+            _by_signature.clear()
+        known = _by_signature[key] = CompiledKernels()
     return known

@@ -5,53 +5,32 @@ T tokens in a pack · S sequences (documents) · E channels · N states of a cha
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+from typing import Any
 
-from packmamba_kernels.checks import check_cu_seqlens, check_schedule
+import torch
+
+from packmamba_kernels.checks import check_cu_seqlens, check_flags, check_schedule, check_tensors, check_tokens
 from packmamba_kernels.runtime.triton_glue import runs_kernel
-from packmamba_kernels.schedule import Schedule
+from packmamba_kernels.selective_scan.inputs import ScanInputs, ScanOptions
 
 STATES = (4, 8, 16, 32, 64, 128)
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def check_arguments(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    cu_seqlens: Tensor | None,
-    schedule: Schedule | None,
-    initial_states: Tensor | None,
-) -> None:
+def check_arguments(inputs: ScanInputs, options: ScanOptions, cu_seqlens: Any, schedule: Any) -> None:
     """Raises as `selective_scan` says. Looks at no value of a tensor."""
-    required = {"u": u, "delta": delta, "A": A, "B": B, "C": C}
-    optional = {"D": D, "z": z, "delta_bias": delta_bias, "initial_states": initial_states}
-    given = required | {name: tensor for name, tensor in optional.items() if tensor is not None}
-    for name, tensor in given.items():
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"{name} must be a tensor, got {type(tensor).__name__}")
-        if tensor.dtype not in DTYPES:
-            raise TypeError(f"{name} must have dtype float16, bfloat16, float32 or float64, got {tensor.dtype}")
-        if (tensor.dtype == torch.float64) != (u.dtype == torch.float64):
+    check_tensors(inputs._asdict(), optional=("D", "z", "delta_bias", "initial_states"))
+    check_flags(delta_softplus=options.delta_softplus, return_final_states=options.return_final_states)
+    u, A, B, C, initial_states = inputs.u, inputs.A, inputs.B, inputs.C, inputs.initial_states
+    for name, tensor in inputs._asdict().items():
+        if tensor is not None and (tensor.dtype == torch.float64) != (u.dtype == torch.float64):
             raise TypeError(f"all inputs are float64 or none is, but u is {u.dtype} and {name} is {tensor.dtype}")
-        if tensor.device != u.device:
-            raise ValueError(f"{name} is on {tensor.device}, but u is on {u.device}; they must be on one device")
     if runs_kernel(u) and u.dtype == torch.float64:
         raise TypeError(
             "u is torch.float64, which runs on the CPU only; the GPU kernels take float16, bfloat16 or float32"
         )
-    if u.ndim != 2:
-        raise ValueError(f"u must have shape (T, E), without a batch dimension, got {tuple(u.shape)}")
+    check_tokens(u, "u")
     num_tokens, channels = u.shape
-    if num_tokens < 1 or channels < 1:
-        raise ValueError(f"u must have at least one token and one channel, got shape {tuple(u.shape)}")
-    for name, tensor in {"delta": delta, "z": z}.items():
+    for name, tensor in {"delta": inputs.delta, "z": inputs.z}.items():
         if tensor is not None and tensor.shape != u.shape:
             raise ValueError(f"{name} must have u's shape, got {tuple(tensor.shape)} for u of shape {tuple(u.shape)}")
     if A.ndim != 2 or A.shape[0] != channels:
@@ -69,10 +48,10 @@ def check_arguments(
         raise ValueError(f"B and C must have one shape, got {tuple(B.shape)} and {tuple(C.shape)}")
     if B.ndim == 3 and (B.shape[1] < 1 or channels % B.shape[1] != 0):
         raise ValueError(f"B of shape {tuple(B.shape)} has G = {B.shape[1]} groups, which do not divide E = {channels}")
-    for name, tensor in {"u": u, "delta": delta, "z": z, "B": B, "C": C}.items():
+    for name, tensor in {"u": u, "delta": inputs.delta, "z": inputs.z, "B": B, "C": C}.items():
         if tensor is not None and tensor.shape[-1] > 1 and tensor.stride(-1) != 1:
             raise ValueError(f"{name} must be contiguous in its last dimension, got strides {tensor.stride()}")
-    for name, tensor in {"D": D, "delta_bias": delta_bias}.items():
+    for name, tensor in {"D": inputs.D, "delta_bias": inputs.delta_bias}.items():
         if tensor is not None and tensor.shape != (channels,):
             raise ValueError(f"{name} must have shape (E,), got {tuple(tensor.shape)} for u of shape {tuple(u.shape)}")
     num_seqs = 1 if cu_seqlens is None else check_cu_seqlens(cu_seqlens, u, "u")

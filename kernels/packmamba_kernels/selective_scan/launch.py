@@ -13,22 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from packmamba_kernels.runtime.launching import Launches, launches
+from packmamba_kernels.runtime.launching import CompiledKernels, compiled_for
 from packmamba_kernels.runtime.triton_glue import cdiv, device_of, empty_like
-from packmamba_kernels.schedule import CHUNK
-from packmamba_kernels.selective_scan.kernels_backward import (
-    forward_sweep_kernel,
-    reverse_sweep_kernel,
-    segment_grads_kernel,
-)
-from packmamba_kernels.selective_scan.kernels_forward import (
-    fold_states_kernel,
-    segment_states_kernel,
-    selective_scan_fwd_kernel,
-)
-from packmamba_kernels.selective_scan.kernels_layout import finish_kernel, prepare_kernel
+from packmamba_kernels.schedule import CHUNK, Segments
+from packmamba_kernels.selective_scan import kernels_backward, kernels_forward, kernels_layout
+from packmamba_kernels.selective_scan.inputs import ScanGradients, ScanInputs, ScanOptions, ScanResults
 from packmamba_kernels.selective_scan.layout import from_matrices, matrix_shape, to_matrices
-from packmamba_kernels.selective_scan.reference import Gradients, Tables
 
 
 @dataclass(frozen=True)
@@ -57,7 +47,7 @@ LEAN = (80,)
 twelfth more instructions."""
 
 PARTIAL_SUMS = 2**26
-"""Elements of the scratch in which programs leave their parts of dA: it bounds the programs along the items."""
+"""Elements of the scratch in which programs leave their parts of dA: it bounds the programs along the walks."""
 
 BLOCK = 1024
 """Elements a program of what runs before and after the walks."""
@@ -66,179 +56,142 @@ SUM = {"BE": 64, "ROWS": 32}
 """Channels a program, and parts it loads at a time, where programs' parts of dA, dD and dbias are added."""
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_states: Tensor | None,
-    tables: Tables,
-    delta_softplus: bool,
-    return_final_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """out (T, E), the final states (S, E, N) or nothing (0,), and the states that pass the links."""
-    (num_tokens, channels), num_states, groups = u.shape, A.shape[1], _groups(B)
-    num_seqs, num_links = _counts(tables)
+def forward(inputs: ScanInputs, segments: Segments, options: ScanOptions) -> ScanResults:
+    """As `reference.forward`, except for the form of the states where segments begin."""
+    u, delta, A, B, C, D, z, delta_bias, initial_states = _normalised(inputs)
+    (num_tokens, channels), num_states, groups = u.shape, A.shape[1], inputs.num_groups
+    num_links, final_wanted = segments.num_links, options.return_final_states
     matrix = matrix_shape(channels, num_states)
     shape = _shape(channels, groups, num_states, FORWARD[num_states])
-    given = (u, delta, A, B, C, D, z, delta_bias, initial_states)
-    launch = launches(
-        given, tables, "scan", channels, num_states, groups, delta_softplus, num_links > 0, return_final_states
-    )
-    u, delta, z = _rows(u), _rows(delta), _rows(z)
-    D, delta_bias, initial = _vector(D), _vector(delta_bias), _matrices(initial_states)
+    kernels = compiled_for(
+        (u, delta, A, B, C, D, z, delta_bias, initial_states, segments.start),
+        "scan", channels, num_states, groups, options.delta_softplus, num_links > 0, final_wanted,
+    )  # fmt: skip
     out = empty_like(u)
     links = torch.empty((num_links, *matrix), dtype=torch.float32, device=u.device)
-    final = links.new_empty((num_seqs, *matrix) if return_final_states else 0)
+    final = links.new_empty((segments.num_seqs, *matrix) if final_wanted else 0)
     A2, BC, elapsed = _scratch(u, prod(matrix), 2 * num_tokens * groups * num_states, num_links * channels)
     architecture = _architecture(u.device) if u.is_cuda else 0
-    flags = {"HAS_BIAS": delta_bias is not None, "SOFTPLUS": delta_softplus}
+    flags = {"HAS_BIAS": delta_bias is not None, "SOFTPLUS": options.delta_softplus}
     with device_of(u):
-        _prepare(launch, A, B, C, A2, BC)
+        _prepare(kernels, A, B, C, A2, BC)
         if num_links > 0:
-            launch(
-                "segment_states", segment_states_kernel, num_links * shape.blocks,
-                (u, delta, BC, A2, delta_bias, links, elapsed, *tables[:5], u.stride(0), delta.stride(0), *shape.sizes),
+            kernels.launch(
+                "segment_states", kernels_forward.segment_states_kernel, num_links * shape.blocks,
+                (u, delta, BC, A2, delta_bias, links, elapsed, *_passed(segments),
+                 u.stride(0), delta.stride(0), *shape.sizes),
                 lambda: shape.options | flags,
             )  # fmt: skip
-            _fold(launch, A, A2, initial, links, elapsed, tables, reverse=False)
-        launch(
-            "forward", selective_scan_fwd_kernel, _num_items(tables) * shape.blocks,
-            (u, delta, z, BC, A2, D, delta_bias, initial, links, out, final, *_walked(tables),
+            _fold(kernels, A2, initial_states, links, elapsed, segments, channels, num_states, reverse=False)
+        kernels.launch(
+            "forward", kernels_forward.selective_scan_fwd_kernel, segments.num_walks * shape.blocks,
+            (u, delta, z, BC, A2, D, delta_bias, initial_states, links, out, final, *_walked(segments),
              u.stride(0), delta.stride(0), _stride(z), *shape.sizes),
             lambda: shape.options | flags | register_cap(architecture, num_states, "forward") | {
-                "HAS_D": D is not None, "HAS_Z": z is not None, "HAS_INITIAL": initial is not None,
-                "HAS_LINKS": num_links > 0, "STORE_FINAL": return_final_states,
+                "HAS_D": D is not None, "HAS_Z": z is not None, "HAS_INITIAL": initial_states is not None,
+                "HAS_LINKS": num_links > 0, "STORE_FINAL": final_wanted,
             },
         )  # fmt: skip
-    return out, from_matrices(final, channels) if return_final_states else final, links
+    return ScanResults(out, from_matrices(final, channels) if final_wanted else final, links)
 
 
 def backward(
     dout: Tensor,
     dfinal_states: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_states: Tensor | None,
+    inputs: ScanInputs,
     links: Tensor,
-    tables: Tables,
-    delta_softplus: bool,
-    return_out: bool,
-) -> Gradients:
-    """As `reference.backward`."""
-    (num_tokens, channels), num_states, groups = u.shape, A.shape[1], _groups(B)
-    _, num_links = _counts(tables)
-    num_segments = _num_segments(tables)
+    segments: Segments,
+    options: ScanOptions,
+) -> ScanGradients:
+    """As `reference.backward`. links: as the forward's result."""
+    u, delta, A, B, C, D, z, delta_bias, initial_states = _normalised(inputs)
+    dout, dfinal = dout.contiguous(), _matrices(dfinal_states)
+    (num_tokens, channels), num_states, groups = u.shape, A.shape[1], inputs.num_groups
+    num_links, num_walks = segments.num_links, segments.num_walks
     shape = _shape(channels, groups, num_states, BACKWARD[num_states])
     size, narrow = prod(matrix_shape(channels, num_states)), num_tokens * num_states
-    num_programs = max(1, min(_num_items(tables), PARTIAL_SUMS // size))
-    given = (dout, dfinal_states, u, delta, A, B, C, D, z, delta_bias, initial_states, links)
-    launch = launches(
-        given, tables, "scan backward", channels, num_states, groups, delta_softplus, num_links > 0, return_out
-    )
-    dout = dout.contiguous()
-    u, delta, z = _rows(u), _rows(delta), _rows(z)
-    D_row, bias_row = _vector(D), _vector(delta_bias)
-    initial, dfinal = _matrices(initial_states), _matrices(dfinal_states)
+    num_programs = max(1, min(num_walks, PARTIAL_SUMS // size))
+    kernels = compiled_for(
+        (dout, dfinal, u, delta, A, B, C, D, z, delta_bias, initial_states, links, segments.start),
+        "scan backward", channels, num_states, groups, options.delta_softplus, num_links > 0, options.return_out,
+    )  # fmt: skip
 
     du, ddelta, dA, dB, dC = (empty_like(x) for x in (u, delta, A, B, C))
     dD, dz, dbias = _gradient(D), _gradient(z), _gradient(delta_bias)
-    out = empty_like(u) if return_out else None
-    dinitial = None if initial is None else torch.empty_like(initial)
+    out = empty_like(u) if options.return_out else None
+    dinitial = None if initial_states is None else torch.empty_like(initial_states)
     final = None if dfinal is None else torch.empty_like(dfinal)
     (A2, BC, inflow, chunk_states, chunk_steps,
      dB_parts, dC_parts, dA_parts, dD_parts, dbias_parts, dlinks, elapsed) = _scratch(
         u, size, 2 * narrow * groups, num_tokens * channels, num_tokens // CHUNK * size,
-        (num_tokens // CHUNK + num_segments) * channels, shape.blocks * narrow, shape.blocks * narrow,
+        (num_tokens // CHUNK + segments.num_segments) * channels, shape.blocks * narrow, shape.blocks * narrow,
         num_programs * size, num_programs * channels, num_programs * channels, num_links * size, num_links * channels,
     )  # fmt: skip
 
-    flags = {"HAS_Z": z is not None, "HAS_BIAS": delta_bias is not None, "SOFTPLUS": delta_softplus}
+    flags = {"HAS_Z": z is not None, "HAS_BIAS": delta_bias is not None, "SOFTPLUS": options.delta_softplus}
     architecture = _architecture(u.device) if u.is_cuda else 0
-    sweep = {"HAS_D": D is not None, "HAS_INITIAL": initial is not None, "HAS_LINKS": num_links > 0}
+    sweep = {"HAS_D": D is not None, "HAS_INITIAL": initial_states is not None, "HAS_LINKS": num_links > 0}
     sweep["LEAN"] = is_lean(architecture, num_states)
     strides = (u.stride(0), delta.stride(0), _stride(z))
-    counts = (_num_items(tables), num_programs, num_tokens)
+    counts = (num_walks, num_programs, num_tokens)
     with device_of(u):
-        _prepare(launch, A, B, C, A2, BC)
-        launch(
-            "forward_sweep", forward_sweep_kernel, num_programs * shape.blocks,
-            (dout, u, delta, z, BC, A2, D_row, bias_row, initial, links,
+        _prepare(kernels, A, B, C, A2, BC)
+        kernels.launch(
+            "forward_sweep", kernels_backward.forward_sweep_kernel, num_programs * shape.blocks,
+            (dout, u, delta, z, BC, A2, D, delta_bias, initial_states, links,
              inflow, chunk_states, chunk_steps, final, out, dz, dC_parts, dA_parts, dD_parts,
-             *_walked(tables), *counts, *strides, *shape.sizes),
+             *_walked(segments), *counts, *strides, *shape.sizes),
             lambda: shape.options | flags | sweep | register_cap(architecture, num_states, "forward_sweep")
-            | {"STORE_FINAL": dfinal is not None, "STORE_OUT": return_out},
+            | {"STORE_FINAL": dfinal is not None, "STORE_OUT": options.return_out},
         )  # fmt: skip
         if num_links > 0:
-            launch(
-                "segment_grads", segment_grads_kernel, num_links * shape.blocks,
-                (dout, delta, z, BC, A2, bias_row, dlinks, elapsed, *tables[:5],
+            kernels.launch(
+                "segment_grads", kernels_backward.segment_grads_kernel, num_links * shape.blocks,
+                (dout, delta, z, BC, A2, delta_bias, dlinks, elapsed, *_passed(segments),
                  delta.stride(0), _stride(z), *shape.sizes),
                 lambda: shape.options | flags,
             )  # fmt: skip
-            _fold(launch, A, A2, dfinal, dlinks, elapsed, tables, reverse=True)
-        launch(
-            "reverse_sweep", reverse_sweep_kernel, num_programs * shape.blocks,
-            (dout, u, delta, z, BC, A2, D_row, bias_row, links, dlinks, dfinal,
+            _fold(kernels, A2, dfinal, dlinks, elapsed, segments, channels, num_states, reverse=True)
+        kernels.launch(
+            "reverse_sweep", kernels_backward.reverse_sweep_kernel, num_programs * shape.blocks,
+            (dout, u, delta, z, BC, A2, D, delta_bias, links, dlinks, dfinal,
              inflow, chunk_states, chunk_steps, final, du, ddelta, dB_parts, dA_parts, dbias_parts, dinitial,
-             *_walked(tables), *counts, *strides, *shape.sizes),
+             *_walked(segments), *counts, *strides, *shape.sizes),
             lambda: shape.options | flags | sweep | register_cap(architecture, num_states, "reverse_sweep")
             | {"HAS_DFINAL": dfinal is not None},
         )  # fmt: skip
-        launch(
-            "finish", finish_kernel,
+        kernels.launch(
+            "finish", kernels_layout.finish_kernel,
             (num_states + 2) * cdiv(channels, SUM["BE"]) + groups * cdiv(num_tokens, BLOCK // num_states),
             (dB_parts, dC_parts, dA_parts, dD_parts, dbias_parts, dB, dC, dA, dD, dbias,
              num_tokens, shape.blocks // groups, num_programs, channels, groups),
-            lambda: {"N": num_states, **SUM, "HAS_D": D is not None, "HAS_BIAS": bias_row is not None, "num_warps": 4},
+            lambda: {"N": num_states, **SUM, "HAS_D": D is not None, "HAS_BIAS": dbias is not None, "num_warps": 4},
         )  # fmt: skip
-    return (
-        du,
-        ddelta,
-        dA,
-        dB,
-        dC,
-        dD,
-        dz,
-        dbias,
-        None if dinitial is None else from_matrices(dinitial, channels),
-        out,
-    )
+    dinitial_states = None if dinitial is None else from_matrices(dinitial, channels)
+    return ScanGradients(du, ddelta, dA, dB, dC, dD, dz, dbias, dinitial_states, out)
 
 
-def _prepare(launch: Launches, A: Tensor, B: Tensor, C: Tensor, A2: Tensor, BC: Tensor) -> None:
-    """Fills A2 and BC: A, and B and C, as the walks take them."""
-    (channels, num_states), num_tokens, groups = A.shape, B.shape[0], _groups(B)
+def _prepare(kernels: CompiledKernels, A: Tensor, B: Tensor, C: Tensor, A2: Tensor, BC: Tensor) -> None:
+    """Fills A2 and BC: A, and B and C, as the walks take them. A is contiguous."""
+    (channels, num_states), num_tokens, groups = A.shape, B.shape[0], 1 if B.ndim == 2 else B.shape[1]
     programs = cdiv(prod(matrix_shape(channels, num_states)), BLOCK) + cdiv(num_tokens * groups, BLOCK // num_states)
     strides = (B.stride(0), B.stride(-2), C.stride(0), C.stride(-2))  # the second counts for several groups only
-    launch(
-        "prepare", prepare_kernel, programs,
-        (A.contiguous(), B, C, A2, BC, num_tokens, channels, groups, *strides),
+    kernels.launch(
+        "prepare", kernels_layout.prepare_kernel, programs,
+        (A, B, C, A2, BC, num_tokens, channels, groups, *strides),
         lambda: {"N": num_states, "BLOCK": BLOCK, "num_warps": 4},
     )  # fmt: skip
 
 
 def _fold(
-    launch: Launches, A: Tensor, A2: Tensor, ends: Tensor | None, links: Tensor, elapsed: Tensor, tables: Tables,
-    *, reverse: bool,
+    kernels: CompiledKernels, A2: Tensor, ends: Tensor | None, links: Tensor, elapsed: Tensor, segments: Segments,
+    channels: int, num_states: int, *, reverse: bool,
 ) -> None:  # fmt: skip
     """Along every document, in place: `links` from what each segment adds to what passes."""
-    channels, num_states = A.shape
     tile = FORWARD[num_states]
-    _, _, seq, cu_segments, order, _, _ = tables
-    launch(
-        "fold_states", fold_states_kernel, _counts(tables)[1] * cdiv(channels, tile.BE),
-        (A2, ends, links, elapsed, seq, cu_segments, order, channels),
+    kernels.launch(
+        "fold_states", kernels_forward.fold_states_kernel, segments.num_links * cdiv(channels, tile.BE),
+        (A2, ends, links, elapsed, segments.seq, segments.cu_segments, segments.order, channels),
         lambda: {"N": num_states, "BE": tile.BE, "RUN": tile.RUN, "HAS_ENDS": ends is not None, "REVERSE": reverse,
                  "num_warps": 1},
     )  # fmt: skip
@@ -284,28 +237,24 @@ def is_lean(architecture: int, num_states: int) -> bool:
     return architecture in LEAN and num_states == 16
 
 
-def _counts(tables: Tables) -> tuple[int, int]:
-    """S, and links: as many as segments that another one follows (at least: empty segments count)."""
-    num_seqs = tables[3].shape[0] - 1
-    return num_seqs, _num_segments(tables) - num_seqs
+def _normalised(inputs: ScanInputs) -> ScanInputs:
+    """The inputs as kernels take them: rows with a last stride of 1, parameters contiguous, states in matrices."""
+    u, delta, A, B, C, D, z, delta_bias, initial_states = inputs
+    return ScanInputs(
+        _rows(u), _rows(delta), A.contiguous(), B, C, _vector(D), _rows(z), _vector(delta_bias),
+        _matrices(initial_states),
+    )  # fmt: skip
 
 
-def _num_segments(tables: Tables) -> int:
-    return tables[0].shape[0]
+def _passed(segments: Segments) -> tuple[Tensor, ...]:
+    """The tables of kernels that look at segments which another one follows."""
+    return segments.start, segments.length, segments.seq, segments.cu_segments, segments.order
 
 
-def _num_items(tables: Tables) -> int:
-    return tables[6].shape[0]
-
-
-def _walked(tables: Tables) -> tuple[Tensor, ...]:
-    """What the kernels that walk items take."""
-    start, length, seq, cu_segments, _, items, item_order = tables
-    return start, length, seq, cu_segments, items, item_order
-
-
-def _groups(B: Tensor) -> int:
-    return 1 if B.ndim == 2 else B.shape[1]
+def _walked(segments: Segments) -> tuple[Tensor, ...]:
+    """The tables of kernels whose programs take walks."""
+    s = segments
+    return s.start, s.length, s.seq, s.cu_segments, s.walks, s.walk_order
 
 
 def _gradient(x: Any) -> Any:

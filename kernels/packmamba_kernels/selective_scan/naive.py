@@ -13,20 +13,11 @@ from torch.nn import functional as F
 
 
 def selective_scan_naive(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None = None,
-    z: Tensor | None = None,
-    delta_bias: Tensor | None = None,
-    *,
-    delta_softplus: bool = False,
-    cu_seqlens: Tensor | None = None,
-    initial_states: Tensor | None = None,
+    u: Tensor, delta: Tensor, A: Tensor, B: Tensor, C: Tensor,
+    D: Tensor | None = None, z: Tensor | None = None, delta_bias: Tensor | None = None, *,
+    delta_softplus: bool = False, cu_seqlens: Tensor | None = None, initial_states: Tensor | None = None,
     return_final_states: bool = False,
-) -> Tensor | tuple[Tensor, Tensor]:
+) -> Tensor | tuple[Tensor, Tensor]:  # fmt: skip
     """h_t = exp(Δ_t A) h_{t-1} + Δ_t u_t B_t, y_t = Σ_n C_t h_t + D u_t, out_t = y_t · silu(z_t), inside each document.
 
     u, delta, z: (T, E). A: (E, N). B, C: (T, N) or (T, G, N), group g for channels g·E/G to (g+1)·E/G. D, delta_bias:

@@ -24,24 +24,20 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from packmamba_kernels.schedule import CHUNK
+from packmamba_kernels.schedule import CHUNK, Segments
+from packmamba_kernels.selective_scan.inputs import ScanGradients, ScanInputs, ScanOptions, ScanResults
 
 _LOG2_E = 1.4426950408889634
 _LANES = 64
 _BLOCK = 32768
 
-Tables = tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]
-"""start, length, seq, cu_segments, order, items and item_order of the segments."""
-
-Gradients = tuple[Tensor | None, ...]
-"""Of u, delta, A, B, C, D, z, delta_bias and initial_states, then out; None for what is None or not asked for."""
-
 
 class _Rows:
     """The pack as rows in step order, and how chunks follow each other."""
 
-    def __init__(self, tables: Tables, channels: int, groups: int, dtype: torch.dtype):
-        start, length, _, cu_segments, order = (table.long() for table in tables[:5])
+    def __init__(self, segments: Segments, channels: int, groups: int, dtype: torch.dtype):
+        start, length = segments.start.long(), segments.length.long()
+        cu_segments, order = segments.cu_segments.long(), segments.order.long()
         self.groups, self.width, self.dtype = groups, channels // groups, dtype
         self.lanes = -(-self.width // _LANES) * _LANES
         self.slots, self.chunks = order.shape[0], int(cu_segments[-1])
@@ -64,8 +60,8 @@ class _Rows:
         by_count, document = torch.sort(counts, descending=True, stable=True)
         self.links = []
         for j in range(1, int(by_count[0])):
-            segments = cu_segments[document[: int((by_count > j).sum())]] + j
-            self.links.append((place[segments - 1], place[segments]))
+            linked = cu_segments[document[: int((by_count > j).sum())]] + j
+            self.links.append((place[linked - 1], place[linked]))
 
     def pack(self, x: Tensor) -> Tensor:
         """(T, E) -> rows (T, 1, G, L)."""
@@ -94,29 +90,13 @@ class _Rows:
         return x[..., : self.width].flatten(-2)
 
 
-def forward(
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_states: Tensor | None,
-    tables: Tables,
-    delta_softplus: bool,
-    return_final_states: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """out (T, E), the final states (S, E, N) or nothing (0,), and for `backward` the states at the start of each chunk
-    (K, N, E).
-
-    tables: of the segments of CHUNK tokens. The other arguments are those of the definition.
-    """
-    rows = _Rows(tables, *_shape(u, B), state_dtype(u))
+def forward(inputs: ScanInputs, segments: Segments, options: ScanOptions) -> ScanResults:
+    """segments: of CHUNK tokens."""
+    u, delta, A, B, C, D, z, delta_bias, initial_states = inputs
+    rows = _Rows(segments, u.shape[1], inputs.num_groups, state_dtype(u))
     A2 = rows.spread(A.T) * _LOG2_E  # (N, G, L), so that exp2 gives the decay
     x = rows.pack(u)
-    step = _step(rows, delta, delta_bias, delta_softplus)
+    step = _step(rows, delta, delta_bias, options.delta_softplus)
     drive = step * x
     B_rows, C_rows = rows.pack_matrix(B), rows.pack_matrix(C)
 
@@ -146,33 +126,25 @@ def forward(
     if z is not None:
         gate = rows.pack(z)
         y.mul_(gate).mul_(_sigmoid(gate))
-    final = rows.gather(state[rows.last]).mT.contiguous() if return_final_states else state.new_empty(0)
-    return rows.unpack(y, u), final, starts
+    final = rows.gather(state[rows.last]).mT.contiguous() if options.return_final_states else state.new_empty(0)
+    return ScanResults(rows.unpack(y, u), final, starts)
 
 
 def backward(
     dout: Tensor,
     dfinal_states: Tensor | None,
-    u: Tensor,
-    delta: Tensor,
-    A: Tensor,
-    B: Tensor,
-    C: Tensor,
-    D: Tensor | None,
-    z: Tensor | None,
-    delta_bias: Tensor | None,
-    initial_states: Tensor | None,
+    inputs: ScanInputs,
     starts: Tensor,
-    tables: Tables,
-    delta_softplus: bool,
-    return_out: bool,
-) -> Gradients:
-    """return_out: whether to compute the forward's out again, for callers that have not kept it."""
-    rows = _Rows(tables, *_shape(u, B), state_dtype(u))
+    segments: Segments,
+    options: ScanOptions,
+) -> ScanGradients:
+    """starts: as the forward's result."""
+    u, delta, A, B, C, D, z, delta_bias, initial_states = inputs
+    rows = _Rows(segments, u.shape[1], inputs.num_groups, state_dtype(u))
     A_rows = rows.spread(A.T)
     A2 = A_rows * _LOG2_E
     x = rows.pack(u)
-    step = _step(rows, delta, delta_bias, delta_softplus)
+    step = _step(rows, delta, delta_bias, options.delta_softplus)
     drive = step * x
     B_rows, C_rows = rows.pack_matrix(B), rows.pack_matrix(C)
     dy = rows.pack(dout)
@@ -192,7 +164,7 @@ def backward(
     dA = torch.zeros_like(state)
     dC = C_rows.new_empty(C_rows.shape[:-1])
     y, inflow = torch.empty_like(x), torch.empty_like(x)  # inflow: what a token adds to Σ_n A dλ
-    # Of each chunk, what it hands to the one before: Π a from its start, and Σ_t of that product times c.
+    # What each chunk hands to the one before: Π a from its start, and Σ_t of that product times c.
     weight, passed = (torch.ones_like(state), torch.zeros_like(state)) if rows.links else (None, None)
     for o, k in rows.steps:
         here = slice(o, o + k)
@@ -215,7 +187,7 @@ def backward(
     if z is not None and dgate is not None:
         dz = rows.unpack(dgate * y, z)
     out = None
-    if return_out:
+    if options.return_out:
         out = rows.unpack(y if gate is None or sigmoid is None else y.mul_(gate).mul_(sigmoid), u)
     del y
 
@@ -250,9 +222,9 @@ def backward(
         grad[:k].mul_(decay[:k])
     if skip is not None:
         du += skip * dy
-    if delta_softplus:
+    if options.delta_softplus:
         dstep *= _blockwise(torch.expm1, -step).neg_()  # the sigmoid of softplus's argument
-    return (
+    return ScanGradients(
         rows.unpack(du, u),
         rows.unpack(dstep, delta),
         rows.gather(dA.sum(0)).T.contiguous().to(A.dtype),
@@ -264,11 +236,6 @@ def backward(
         None if initial_states is None else rows.gather(grad[rows.first]).mT.contiguous(),
         out,
     )
-
-
-def _shape(u: Tensor, B: Tensor) -> tuple[int, int]:
-    """E and G."""
-    return u.shape[1], 1 if B.ndim == 2 else B.shape[1]
 
 
 def state_dtype(u: Tensor) -> torch.dtype:

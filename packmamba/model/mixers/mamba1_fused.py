@@ -1,9 +1,9 @@
 """The Mamba-1 mixer after its input projection, as one function with its backward written out, to save memory.
 
-Convolution, projections, scan and output projection, as in `Mamba1Mixer.forward`. Of what autograd would keep, u, delta
-and the gated output are computed again in the backward: the convolution is cheap, delta is a product with the narrow
-dt, and the scan's backward walks through its output anyway. What stays is xz, x_proj's narrow result and the states at
-segment starts: 4 bytes for each token and channel in 16 bits, instead of 10, and at most 1 of states.
+Convolution, projections, scan and output projection, as in `Mamba1Mixer.forward`. Autograd would keep u, delta and the
+gated output; here the backward computes them again: the convolution is cheap, delta is a product with the narrow dt,
+and the scan's backward walks through its output anyway. Kept are xz, x_proj's narrow result and the states at segment
+starts: 4 bytes for each token and channel in 16 bits, instead of 10, and at most 1 of states.
 
 T tokens · E channels · N states · W convolution width · R step-size rank.
 """
@@ -14,11 +14,17 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from packmamba_kernels.causal_conv1d import op as conv
-from packmamba_kernels.selective_scan import op as scan
+from packmamba_kernels.causal_conv1d.inputs import ConvInputs, ConvOptions
+from packmamba_kernels.causal_conv1d.op import CAUSAL_CONV1D
+from packmamba_kernels.selective_scan.inputs import ScanInputs, ScanOptions
+from packmamba_kernels.selective_scan.op import SELECTIVE_SCAN
 from torch import Tensor
 
 from packmamba.packing import Packing
+
+_CONV = ConvOptions(activation="silu")
+_SCAN = ScanOptions(delta_softplus=True)
+_SCAN_AGAIN = _SCAN._replace(return_out=True)
 
 
 def mamba1_inner(
@@ -42,65 +48,60 @@ def mamba1_inner(
     """
     x = xz.chunk(2, dim=-1)[0]
     weights = (conv_weight, conv_bias, x_proj_weight, dt_proj_weight, dt_bias, A, D, out_proj_weight, out_proj_bias)
-    tables = scan.segment_tables(x, packing.schedule)
-    conv_tables = conv.segment_tables(x, packing.schedule)
-    if conv_tables[0] is tables[0]:  # one level for both; torch.compile wants each tensor once
-        conv_tables = ()
-    return _Mamba1Inner.apply(xz, *weights, packing.cu_seqlens, *tables, *conv_tables)
+    conv_documents = CAUSAL_CONV1D.documents(x, packing.cu_seqlens, packing.schedule)
+    scan_documents = SELECTIVE_SCAN.documents(x, packing.cu_seqlens, packing.schedule)
+    return _Mamba1Inner.apply(xz, *weights, conv_documents, scan_documents)  # pyright: ignore[reportReturnType]
 
 
 class _Mamba1Inner(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, xz: Tensor, *inputs: Any) -> Tensor:
-        conv_weight, conv_bias, W_x, W_dt, dt_bias, A, D, W_out, b_out, *boundaries = inputs
-        cu_seqlens, tables, conv_tables = _parts(boundaries)
+        *weights, conv_documents, scan_documents = inputs
+        conv_weight, conv_bias, W_x, W_dt, dt_bias, A, D, W_out, b_out = weights
         x, z = xz.chunk(2, dim=-1)
-        u, _ = conv.forward(x, conv_weight, conv_bias, None, cu_seqlens, *conv_tables, "silu", False)
+        u, _ = CAUSAL_CONV1D.forward(ConvInputs(x, conv_weight, conv_bias, None), conv_documents, _CONV)
         narrow = F.linear(u, W_x.to(u.dtype))  # (T, R+2N)
         dt, B, C = _split(narrow, W_dt, A)
         delta = F.linear(dt, W_dt.to(u.dtype))
-        y, _, states = scan.forward(u, delta, A, B, C, D, z, dt_bias, None, cu_seqlens, *tables, True, False)
-        ctx.save_for_backward(xz, narrow, states, *inputs)
+        scan_inputs = ScanInputs(u, delta, A, B, C, D, z, dt_bias, None)
+        y, _, states = SELECTIVE_SCAN.forward(scan_inputs, scan_documents, _SCAN)
+        ctx.save_for_backward(xz, narrow, states, *weights)
+        ctx.documents = conv_documents, scan_documents
         return F.linear(y, W_out.to(y.dtype), None if b_out is None else b_out.to(y.dtype))
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:  # pyright: ignore[reportIncompatibleMethodOverride]
         dout = grads[0]
-        xz, narrow, states, *inputs = ctx.saved_tensors
-        conv_weight, conv_bias, W_x, W_dt, dt_bias, A, D, W_out, b_out, *boundaries = inputs
-        cu_seqlens, tables, conv_tables = _parts(boundaries)
+        xz, narrow, states, *weights = ctx.saved_tensors
+        conv_documents, scan_documents = ctx.documents
+        conv_weight, conv_bias, W_x, W_dt, dt_bias, A, D, W_out, b_out = weights
         x, z = xz.chunk(2, dim=-1)
-        u, _ = conv.forward(x, conv_weight, conv_bias, None, cu_seqlens, *conv_tables, "silu", False)
+        conv_inputs = ConvInputs(x, conv_weight, conv_bias, None)
+        u, _ = CAUSAL_CONV1D.forward(conv_inputs, conv_documents, _CONV)
         dt, B, C = _split(narrow, W_dt, A)
         delta = F.linear(dt, W_dt.to(u.dtype))
         dy = dout @ W_out.to(dout.dtype)
-        du, ddelta, dA, dB, dC, dD, dz, ddt_bias, _, y = scan.backward(
-            dy, None, u, delta, A, B, C, D, z, dt_bias, None, states, cu_seqlens, *tables, True, True
+        scan = SELECTIVE_SCAN.backward(
+            dy, None, ScanInputs(u, delta, A, B, C, D, z, dt_bias, None), (states,), scan_documents, _SCAN_AGAIN
         )
-        ddt = ddelta @ W_dt.to(u.dtype)
-        dnarrow = torch.cat([ddt, dB, dC], dim=-1)
-        du = du + dnarrow @ W_x.to(u.dtype)
-        dx, dconv_weight, dconv_bias, _ = conv.backward(
-            du, None, x, conv_weight, conv_bias, None, cu_seqlens, *conv_tables, "silu"
-        )
+        ddt = scan.ddelta @ W_dt.to(u.dtype)
+        dnarrow = torch.cat([ddt, scan.dB, scan.dC], dim=-1)
+        du = scan.du.addmm_(dnarrow, W_x.to(u.dtype))
+        conv = CAUSAL_CONV1D.backward(du, None, conv_inputs, (), conv_documents, _CONV)
         return (
-            torch.cat([dx, dz], dim=-1),
-            dconv_weight,
-            None if conv_bias is None else dconv_bias,
+            torch.cat([conv.dx, scan.dz], dim=-1),
+            conv.dweight,
+            conv.dbias,
             (dnarrow.T @ u).to(W_x.dtype),
-            (ddelta.T @ dt).to(W_dt.dtype),
-            ddt_bias,
-            dA,
-            dD,
-            (dout.T @ y).to(W_out.dtype),
+            (scan.ddelta.T @ dt).to(W_dt.dtype),
+            scan.ddelta_bias,
+            scan.dA,
+            scan.dD,
+            (dout.T @ scan.out).to(W_out.dtype),
             None if b_out is None else dout.sum(0).to(b_out.dtype),
-            *(None,) * len(boundaries),
+            None,
+            None,
         )
-
-
-def _parts(boundaries: list[Any]) -> tuple[Tensor, list[Any], list[Any]]:
-    """cu_seqlens, and the tables of the scan's and the convolution's segments."""
-    return boundaries[0], boundaries[1:8], boundaries[8:] or boundaries[1:4]
 
 
 def _split(narrow: Tensor, W_dt: Tensor, A: Tensor) -> tuple[Tensor, ...]:

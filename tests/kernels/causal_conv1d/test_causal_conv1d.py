@@ -14,11 +14,12 @@ from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from packmamba_kernels import causal_conv1d
 from packmamba_kernels.causal_conv1d.naive import causal_conv1d_naive
+from packmamba_kernels.causal_conv1d.op import CAUSAL_CONV1D
 from packmamba_kernels.runtime.triton_glue import INTERPRET
 from packmamba_kernels.schedule import build_schedule
 from torch.utils.flop_counter import FlopCounterMode
 
-from tests.support import DEVICE, LENGTHS, assert_close, assert_identical
+from tests.support import DEVICE, LENGTHS, assert_close, assert_identical, skip_without_memory
 
 GRADIENT_NAMES = ("x", "weight", "bias", "initial_states")
 TOLERANCE = {torch.float32: 1e-6, torch.float16: 1e-3, torch.bfloat16: 8e-3 if INTERPRET else 5e-3}
@@ -158,6 +159,7 @@ def test_offsets_beyond_two_to_the_31_are_right():
 @pytest.mark.gpu
 @pytest.mark.skipif(INTERPRET, reason="too large for the interpreter")
 def test_more_than_two_to_the_31_elements():
+    skip_without_memory(22)  # x, out, the gradients of both and the normal numbers x is made from: 4 GiB each
     channels, lengths = 4096, [2**31 // 4096, 100]
     x = torch.randn(sum(lengths), channels, device="cuda", dtype=torch.bfloat16).requires_grad_()
     weight = torch.randn(channels, 4, device="cuda")
@@ -312,13 +314,17 @@ def test_the_same_input_gives_the_same_bits():
 
 
 @pytest.mark.parametrize("final_states", [False, True])
-@pytest.mark.parametrize("optional", [False, True])
-def test_passes_opcheck(optional, final_states):
+@pytest.mark.parametrize(("optional", "with_schedule"), [(False, False), (True, True)])
+def test_passes_opcheck(optional, with_schedule, final_states):
     inputs = make_inputs([4, 2], bias=optional, initial=optional)
     arguments = [None if v is None else v.requires_grad_() for v in inputs.values()]
+    cu_seqlens = cu_seqlens_of([4, 2])
+    schedule = build_schedule(cu_seqlens.cpu()).to(DEVICE) if with_schedule else None
+    offsets = list(CAUSAL_CONV1D.documents(inputs["x"], cu_seqlens, schedule).offsets)
+    documents = (cu_seqlens, None if schedule is None else schedule.buffer, offsets)
     torch.library.opcheck(
         torch.ops.packmamba.causal_conv1d.default,
-        (*arguments, cu_seqlens_of([4, 2]), None, None, None, "silu", final_states),
+        (*arguments, *documents, "silu", final_states),
     )
 
 
@@ -383,6 +389,19 @@ BAD = {
         ValueError,
         "schedule was built for 2 documents, but cu_seqlens has 1",
     ),
+    "activation of another type": ({"activation": 1}, ValueError, "activation must be None or 'silu', got 1"),
+    "activation in a list": ({"activation": ["silu"]}, ValueError, r"None or 'silu', got \['silu'\]"),
+    "weight a number": ({"weight": 3}, TypeError, "weight must be a tensor, got int"),
+    "bias a list": ({"bias": [1.0]}, TypeError, "bias must be a tensor, got list"),
+    "initial states a number": ({"initial_states": 1.5}, TypeError, "initial_states must be a tensor, got float"),
+    "cu_seqlens a number": ({"cu_seqlens": 6}, TypeError, "torch.int32 tensor, got int"),
+    "schedule a number": ({"schedule": 3}, TypeError, "schedule must be a Schedule .*got int"),
+    "a packing for a schedule": (
+        {"schedule": object(), "cu_seqlens": torch.tensor([0, 6]).int()},
+        TypeError,
+        "schedule must be a Schedule .*got object",
+    ),
+    "flag a string": ({"return_final_states": "no"}, TypeError, "return_final_states must be True or False, got 'no'"),
     "schedule alone": (
         {"schedule": build_schedule(torch.tensor([0, 6]).int())},
         ValueError,

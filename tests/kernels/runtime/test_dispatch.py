@@ -7,9 +7,10 @@ from contextlib import nullcontext
 import pytest
 import torch
 from packmamba_kernels import causal_conv1d, selective_scan
-from packmamba_kernels.causal_conv1d import op as conv_op
+from packmamba_kernels.causal_conv1d.op import CAUSAL_CONV1D
 from packmamba_kernels.runtime import dispatch as _dispatch
-from packmamba_kernels.selective_scan import op as scan_op
+from packmamba_kernels.selective_scan.inputs import ScanInputs, ScanOptions
+from packmamba_kernels.selective_scan.op import SELECTIVE_SCAN
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -51,6 +52,7 @@ def run_scan(inputs):
 
 
 CASES = {"causal_conv1d": (run_conv, conv_inputs), "selective_scan": (run_scan, lambda: make_inputs([70, 3]))}
+OPERATORS = {"causal_conv1d": CAUSAL_CONV1D, "selective_scan": SELECTIVE_SCAN}
 each_operator = pytest.mark.parametrize("name", CASES)
 
 
@@ -70,13 +72,13 @@ def test_a_mode_sees_the_operators_and_changes_nothing(name, autocast):
 @each_operator
 def test_what_nobody_watches_goes_past_the_dispatcher(name, monkeypatch):
     function, inputs = CASES[name][0], CASES[name][1]()
-    op = {"causal_conv1d": conv_op, "selective_scan": scan_op}[name]
+    operator = OPERATORS[name]
 
     def refuse(*arguments):
         raise AssertionError("dispatched")
 
-    for registered in (f"_{name}", f"_{name}_backward"):
-        monkeypatch.setattr(op, registered, refuse)
+    for registered in ("registered_forward", "registered_backward"):
+        monkeypatch.setattr(operator, registered, refuse)
     function(inputs)
     with Watcher(), pytest.raises(AssertionError, match="dispatched"):
         function(inputs)
@@ -123,27 +125,57 @@ WATCHING = {
 }
 
 
-@pytest.mark.parametrize(("context", "unobserved"), WATCHING.values(), ids=WATCHING)
-def test_what_counts_as_watching(context, unobserved):
+@pytest.mark.parametrize(("context", "bypassed"), WATCHING.values(), ids=WATCHING)
+def test_what_counts_as_watching(context, bypassed):
     with context():
-        assert _dispatch.unobserved([torch.ones(1), None]) == unobserved
+        assert _dispatch.may_bypass_dispatcher([torch.ones(1), None]) == bypassed
 
 
 def test_subclasses_and_transforms_count_as_watching():
-    assert _dispatch.unobserved([torch.nn.Parameter(torch.ones(1))])
-    assert not _dispatch.unobserved([torch.ones(1), torch.ones(1).as_subclass(Subclass)])
-    assert not _dispatch.unobserved([[1.0]])
+    assert _dispatch.may_bypass_dispatcher([torch.nn.Parameter(torch.ones(1))])
+    assert not _dispatch.may_bypass_dispatcher([torch.ones(1), torch.ones(1).as_subclass(Subclass)])
+    assert not _dispatch.may_bypass_dispatcher([[1.0]])
     seen = []
-    torch.func.grad(lambda x: (seen.append(_dispatch.unobserved([torch.ones(1)])), x)[1])(torch.tensor(1.0))
+    torch.func.grad(lambda x: (seen.append(_dispatch.may_bypass_dispatcher([torch.ones(1)])), x)[1])(torch.tensor(1.0))
     torch.jit.trace(
-        lambda x: (seen.append(_dispatch.unobserved([torch.ones(1)])), x)[1], torch.ones(1), check_trace=False
+        lambda x: (seen.append(_dispatch.may_bypass_dispatcher([torch.ones(1)])), x)[1],
+        torch.ones(1),
+        check_trace=False,
     )
     assert len(seen) == 2
     assert not any(seen)
 
 
-def test_only_what_records_no_gradient_runs_directly():
+def test_only_a_call_that_records_no_gradient_runs_the_function_itself(monkeypatch):
+    inputs = ScanInputs(**make_inputs([70, 3]))
+    documents = SELECTIVE_SCAN.documents(inputs.u, cu_seqlens_of([70, 3]), None)
+    registered, dispatched = SELECTIVE_SCAN.registered_forward, []
+    monkeypatch.setattr(SELECTIVE_SCAN, "registered_forward", lambda *flat: dispatched.append(1) or registered(*flat))
     with torch.no_grad():
-        assert _dispatch.direct([torch.ones(1)])
+        wanted = SELECTIVE_SCAN.forward(inputs, documents, ScanOptions(delta_softplus=True))
+    assert not dispatched
     with torch.enable_grad():
-        assert not _dispatch.direct([torch.ones(1)])
+        results = SELECTIVE_SCAN.forward(inputs, documents, ScanOptions(delta_softplus=True))
+    assert dispatched
+    assert_identical("out", wanted.out, results.out)
+
+
+@each_operator
+def test_the_switch_sends_every_call_through_the_dispatcher_and_changes_nothing(name, monkeypatch):
+    function, inputs = CASES[name][0], CASES[name][1]()
+    wanted = function(inputs)
+    dispatched = []
+    for attribute in ("registered_forward", "registered_backward"):
+        registered = getattr(OPERATORS[name], attribute)
+        monkeypatch.setattr(
+            OPERATORS[name],
+            attribute,
+            lambda *flat, registered=registered: dispatched.append(1) or registered(*flat),
+        )
+    function(inputs)
+    assert not dispatched
+    monkeypatch.setattr(_dispatch, "ALWAYS_DISPATCH", True)
+    actual = function(inputs)
+    assert len(dispatched) == 2
+    for key, value in wanted.items():
+        assert_identical(key, value, actual[key])

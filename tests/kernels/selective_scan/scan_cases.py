@@ -5,8 +5,9 @@ from __future__ import annotations
 import itertools
 
 import torch
-from packmamba_kernels.selective_scan import op
+from packmamba_kernels.selective_scan.inputs import ScanInputs, ScanOptions
 from packmamba_kernels.selective_scan.naive import selective_scan_naive
+from packmamba_kernels.selective_scan.op import SELECTIVE_SCAN
 
 from tests.support import DEVICE, assert_close, assert_identical
 
@@ -103,14 +104,24 @@ def assert_same_as_definition(function, inputs, cu_seqlens, rounding=1.0, **flag
 def assert_backward_gives_the_output_again(lengths, **options):
     """For callers that do not keep the output; the gradients stay what they are."""
     inputs, cu_seqlens = make_inputs(lengths, **options), cu_seqlens_of(lengths)
-    out, _, starts = op._selective_scan(*inputs.values(), cu_seqlens, *[None] * 7, True, False)
-    given = (torch.randn_like(out), None, *inputs.values(), starts, cu_seqlens, *[None] * 7, True)
-    *gradients, again = op._selective_scan_backward(*given, True)
+    documents = SELECTIVE_SCAN.documents(inputs["u"], cu_seqlens, None)
+    options = ScanOptions(delta_softplus=True)
+    out, _, *kept = SELECTIVE_SCAN.forward(ScanInputs(**inputs), documents, options)
+    given = (torch.randn_like(out), None, ScanInputs(**inputs), kept, documents)
+    *gradients, again = SELECTIVE_SCAN.backward(*given, options._replace(return_out=True))
     assert_close("out", out, again, 1e-6)
-    *wanted, nothing = op._selective_scan_backward(*given, False)
-    assert nothing.numel() == 0
+    *wanted, nothing = SELECTIVE_SCAN.backward(*given, options)
+    assert nothing is None or nothing.numel() == 0
     for name, expected, actual in zip(inputs, wanted, gradients, strict=True):
-        assert_identical(f"d{name}", expected, actual)
+        assert (expected is None) == (inputs[name] is None)
+        if expected is not None:
+            assert_identical(f"d{name}", expected, actual)
+
+
+def flat_documents(u, cu_seqlens, schedule):
+    """The arguments of the registered operator for the documents of a call."""
+    documents = SELECTIVE_SCAN.documents(u, cu_seqlens, schedule)
+    return cu_seqlens, None if schedule is None else schedule.buffer, list(documents.offsets)
 
 
 PER_TOKEN = ("out", "du", "ddelta", "dB", "dC", "dz")

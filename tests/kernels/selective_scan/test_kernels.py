@@ -5,26 +5,29 @@ Run by test_interpreter.py, in the interpreter and, where there is one, on a GPU
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 from packmamba_kernels import selective_scan
 from packmamba_kernels.runtime.triton_glue import INTERPRET
-from packmamba_kernels.schedule import build_schedule
-from packmamba_kernels.selective_scan import op
+from packmamba_kernels.schedule import Documents, build_schedule
 from packmamba_kernels.selective_scan.naive import selective_scan_naive
+from packmamba_kernels.selective_scan.op import SELECTIVE_SCAN
 
 from tests.kernels.selective_scan.scan_cases import (
     assert_backward_gives_the_output_again,
     assert_documents_identical,
     assert_same_as_definition,
     cu_seqlens_of,
+    flat_documents,
     make_inputs,
     run,
     run_permutable,
 )
-from tests.support import DEVICE, assert_close, assert_identical
+from tests.support import DEVICE, assert_close, assert_identical, skip_without_memory
 
 pytestmark = pytest.mark.skipif(not INTERPRET and DEVICE == "cpu", reason="run by test_interpreter.py")
 
@@ -42,10 +45,15 @@ def assert_kernel_same_as_definition(
     assert_same_as_definition(selective_scan, inputs, cu_seqlens_of(lengths), ROUNDING, **options)
 
 
+def fix_segment_size(monkeypatch, size):
+    fixed = dataclasses.replace(SELECTIVE_SCAN.definition, segment_size=lambda u, count: size)
+    monkeypatch.setattr(SELECTIVE_SCAN, "definition", fixed)
+
+
 @pytest.fixture
 def segments_of(monkeypatch):
     """Fixes the tokens of a segment."""
-    return lambda size: monkeypatch.setattr(op, "_segment_size", lambda u: size)
+    return lambda size: fix_segment_size(monkeypatch, size)
 
 
 @pytest.fixture
@@ -128,7 +136,7 @@ def test_gradients_are_right_where_states_decay_within_a_step():
     assert_same_as_definition(selective_scan, inputs, cu_seqlens_of([70, 3]), final_states=False)
 
 
-def test_few_programs_that_take_many_items_equal_the_definition(monkeypatch):
+def test_few_programs_that_take_many_walks_equal_the_definition(monkeypatch):
     from packmamba_kernels.selective_scan import launch
 
     monkeypatch.setattr(launch, "PARTIAL_SUMS", 1)
@@ -213,14 +221,14 @@ def test_a_walk_that_starts_before_its_document_is_noticed(monkeypatch):
     """Segments that run over a boundary fail the isolation check."""
     lengths = [5, 9, 3]
     inputs = make_inputs(lengths)
-    given_or_built = op._given_or_built
+    segments_of_documents = Documents.segments
 
-    def shifted(*arguments):
-        start, length, *rest = given_or_built(*arguments)
-        begins_at_zero = start == 0
-        return start - (~begins_at_zero).int(), length + (~begins_at_zero).int(), *rest
+    def shifted(documents):
+        segments = segments_of_documents(documents)
+        later = (segments.start != 0).int()
+        return dataclasses.replace(segments, start=segments.start - later, length=segments.length + later)
 
-    monkeypatch.setattr(op, "_given_or_built", shifted)
+    monkeypatch.setattr(Documents, "segments", shifted)
     before = run_permutable(selective_scan, inputs, lengths, range(3))
     changed = {k: v.clone() for k, v in inputs.items()}
     changed["u"][5:14] *= -3
@@ -255,8 +263,9 @@ def test_registered_as_torch_requires(full):
     lengths = [2, 1]
     inputs = make_inputs(lengths, 2, 4, skip=full, gate=full, bias=full, initial=full)
     arguments = [v if v is None else v.requires_grad_() for v in inputs.values()]
-    tables = op.segment_tables(inputs["u"], build_schedule(cu_seqlens_of(lengths)) if full else None)
-    torch.library.opcheck(op._selective_scan, (*arguments, cu_seqlens_of(lengths), *tables, True, full))
+    cu_seqlens = cu_seqlens_of(lengths)
+    documents = flat_documents(inputs["u"], cu_seqlens, build_schedule(cu_seqlens) if full else None)
+    torch.library.opcheck(SELECTIVE_SCAN.registered_forward, (*arguments, *documents, True, full, False))
 
 
 def test_compiles_without_a_graph_break():
@@ -272,6 +281,7 @@ def test_compiles_without_a_graph_break():
 @pytest.mark.skipif(DEVICE == "cpu", reason="run by test_interpreter.py with tensors on the GPU")
 def test_more_elements_than_32_bits_count():
     """T·E past 2^31: the last document's bits are those it has in a small pack of the same segment size."""
+    skip_without_memory(18)  # u, delta, z and out: 4 GiB each
     channels, tail = 4096, 300
     head = 2**31 // channels + 1
     lengths = [head, tail]
@@ -282,7 +292,7 @@ def test_more_elements_than_32_bits_count():
         big[name][head:] = small[name]
     out = selective_scan(**big, delta_softplus=True, cu_seqlens=cu_seqlens_of(lengths))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(op, "_segment_size", lambda u: 4096)
+        fix_segment_size(patch, 4096)
         wanted = selective_scan(**small, delta_softplus=True)
     assert_identical("out", wanted, out[head:])
 

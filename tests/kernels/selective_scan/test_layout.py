@@ -40,7 +40,7 @@ def test_states_come_back_from_how_they_lie(channels):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 @pytest.mark.parametrize("states", [4, 16, 128])
 def test_parameters_are_converted_exactly(states, dtype, groups):
-    from packmamba_kernels.runtime.launching import launches
+    from packmamba_kernels.runtime.launching import compiled_for
     from packmamba_kernels.selective_scan.launch import _prepare
 
     generator = torch.Generator().manual_seed(0)
@@ -51,7 +51,7 @@ def test_parameters_are_converted_exactly(states, dtype, groups):
     B, C = (part.unflatten(1, shape[1:]) for part in whole[:, 5:].chunk(2, 1))
     A2 = torch.full(matrix_shape(channels, states), float("nan"), device=DEVICE)
     BC = torch.full((tokens, groups or 1, states, 2), float("nan"), device=DEVICE)
-    _prepare(launches((A, B, C), (), *A.shape, groups), A, B, C, A2, BC)
+    _prepare(compiled_for((A, B, C), *A.shape, groups), A.contiguous(), B, C, A2, BC)
     assert_identical("A", matrices((A * (1 / math.log(2)))[None])[0], A2)
     for i, (name, given) in enumerate((("B", B), ("C", C))):
         assert_identical(name, given.float().reshape(tokens, -1, states), BC[..., i].contiguous())

@@ -6,20 +6,24 @@ interpreter it would take an hour: test_selective_scan_kernel.py is for that.
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from packmamba_kernels import selective_scan
 from packmamba_kernels.schedule import build_schedule
-from packmamba_kernels.selective_scan import op, reference
+from packmamba_kernels.selective_scan import reference
 from packmamba_kernels.selective_scan.naive import selective_scan_naive
+from packmamba_kernels.selective_scan.op import SELECTIVE_SCAN
 
 from tests.kernels.selective_scan.scan_cases import (
     assert_backward_gives_the_output_again,
     assert_documents_identical,
     assert_same_as_definition,
     cu_seqlens_of,
+    flat_documents,
     make_inputs,
     run,
     run_permutable,
@@ -235,19 +239,16 @@ def test_a_leak_between_documents_is_noticed(monkeypatch):
     inputs = make_inputs(lengths, 5, 16)
     forward, backward = reference.forward, reference.backward
 
-    def one_document(tables):
-        start, length, seq, cu_segments, *rest = tables
-        return start, length, seq, cu_segments[[0, -1]], *rest
+    def one_document(segments):
+        return dataclasses.replace(segments, cu_segments=segments.cu_segments[[0, -1]])
 
-    def leaky_forward(*arguments):
-        *rest, _, tables, softplus, final = arguments
-        out, states, starts = forward(*rest, None, one_document(tables), softplus, final)
-        return out, states.expand(4, -1, -1).contiguous(), starts
+    def leaky_forward(inputs, segments, options):
+        results = forward(inputs._replace(initial_states=None), one_document(segments), options)
+        return results._replace(final_states=results.final_states.expand(4, -1, -1).contiguous())
 
-    def leaky_backward(dout, dfinal, *rest):
-        *inputs_and_starts, tables, softplus, again = rest
-        *grads, dinitial, out = backward(dout, dfinal[-1:], *inputs_and_starts, one_document(tables), softplus, again)
-        return *grads, dinitial.expand(4, -1, -1).contiguous(), out
+    def leaky_backward(dout, dfinal, inputs, starts, segments, options):
+        grads = backward(dout, dfinal[-1:], inputs, starts, one_document(segments), options)
+        return grads._replace(dinitial_states=grads.dinitial_states.expand(4, -1, -1).contiguous())
 
     monkeypatch.setattr(reference, "forward", leaky_forward)
     monkeypatch.setattr(reference, "backward", leaky_backward)
@@ -271,8 +272,9 @@ def test_registered_as_torch_requires(full):
     lengths = [70, 3]
     inputs = make_inputs(lengths, 6, 4, 2, skip=full, gate=full, bias=full, initial=full)
     arguments = [v if v is None else v.requires_grad_() for v in inputs.values()]
-    tables = op.segment_tables(inputs["u"], build_schedule(cu_seqlens_of(lengths)) if full else None)
-    torch.library.opcheck(op._selective_scan, (*arguments, cu_seqlens_of(lengths), *tables, True, full))
+    cu_seqlens = cu_seqlens_of(lengths)
+    documents = flat_documents(inputs["u"], cu_seqlens, build_schedule(cu_seqlens) if full else None)
+    torch.library.opcheck(SELECTIVE_SCAN.registered_forward, (*arguments, *documents, True, full, False))
 
 
 @pytest.mark.parametrize("with_schedule", [True, False])
@@ -401,6 +403,14 @@ BAD_INPUTS = {
         TypeError,
         "initial_states must be float32.*bfloat16",
     ),
+    **{
+        f"{name} a number": ({name: 3}, TypeError, f"{name} must be a tensor, got int")
+        for name in ("u", "delta", "A", "B", "C", "D", "z", "delta_bias", "initial_states")
+    },
+    "cu_seqlens a number": ({"cu_seqlens": 7}, TypeError, "cu_seqlens must be a torch.int32 tensor, got int"),
+    "schedule a number": ({"schedule": 3}, TypeError, "schedule must be a Schedule .*got int"),
+    "softplus a number": ({"delta_softplus": 1}, TypeError, "delta_softplus must be True or False, got 1"),
+    "flag a string": ({"return_final_states": "no"}, TypeError, "return_final_states must be True or False, got 'no'"),
     "schedule alone": ({"schedule": build_schedule(cu_seqlens_of([7]))}, ValueError, "schedule needs the cu_seqlens"),
     "schedule of other documents": (
         {"schedule": build_schedule(cu_seqlens_of([2, 5])), "cu_seqlens": cu_seqlens_of([7])},
