@@ -113,6 +113,13 @@ def load_pair(p_BC, i_row, N: tl.constexpr):
 
 
 @triton.jit
+def load_drive(p_u, p_delta, t, stride_u, stride_delta, o_e, m_e):
+    """Rows [BE] of u, in fp32, and delta."""
+    b_u = tl.load(p_u + t * stride_u + o_e, mask=m_e, other=0.0).to(tl.float32)
+    return b_u, tl.load(p_delta + t * stride_delta + o_e, mask=m_e, other=0.0)
+
+
+@triton.jit
 def load_row(p_x, o_row, o_e, m_e, WORDS: tl.constexpr):
     """A token's row [BE], which begins o_row elements behind p_x.
 
@@ -181,8 +188,7 @@ def selective_scan_fwd_kernel(
         b_h = state_before(p_initial, p_links, i_segment, i_seq, first, o_tile, m_tile, size, HAS_INITIAL, HAS_LINKS)
         for i in tl.range(n, num_stages=STAGES):
             t = bos + i
-            b_u = tl.load(p_u + t * stride_u + o_e, mask=m_e, other=0.0).to(tl.float32)  # [BE]
-            b_delta = tl.load(p_delta + t * stride_delta + o_e, mask=m_e, other=0.0)  # [BE]
+            b_u, b_delta = load_drive(p_u, p_delta, t, stride_u, stride_delta, o_e, m_e)  # [BE]
             b_B, b_C = load_pair(p_BC, t * G + i_g, N)  # [N]
             b_step, _ = step_of(b_delta, b_bias, SOFTPLUS)
             b_h = tl.fma(tl.exp2(b_step[None, :] * b_A), b_h, (b_step * b_u)[None, :] * b_B[:, None])  # [N, BE]
@@ -219,8 +225,7 @@ def segment_states_kernel(
 
     for i in tl.range(n, num_stages=STAGES):
         t = bos + i
-        b_u = tl.load(p_u + t * stride_u + o_e, mask=m_e, other=0.0).to(tl.float32)  # [BE]
-        b_delta = tl.load(p_delta + t * stride_delta + o_e, mask=m_e, other=0.0)  # [BE]
+        b_u, b_delta = load_drive(p_u, p_delta, t, stride_u, stride_delta, o_e, m_e)  # [BE]
         b_B, _ = load_pair(p_BC, t * G + i_g, N)  # [N]
         b_step, _ = step_of(b_delta, b_bias, SOFTPLUS)
         b_elapsed += b_step
