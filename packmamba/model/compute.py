@@ -1,6 +1,7 @@
 """Selective recomputation: a layer that is computed again still keeps the results of its scans and attention.
 
-They are the most expensive to compute. Selective activation checkpointing, as in "Selective Checkpoint++" of LoongTrain (arXiv 2406.18485, section 5.2).
+They are the most expensive to compute. Selective activation checkpointing, as in "Selective Checkpoint++" of LoongTrain
+(arXiv 2406.18485, section 5.2).
 """
 
 from __future__ import annotations
