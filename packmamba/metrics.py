@@ -52,7 +52,7 @@ class StepMeter:
     _paused_at: float | None = None
 
     def add(self, batch: PackedBatch, loss_sum: Tensor, flops: float) -> None:
-        """Adds a micro-batch. loss_sum: the sum of its token losses, detached. flops: of its forward and backward."""
+        """One micro-batch. loss_sum: the sum of its token losses, detached. flops: forward and backward."""
         self.loss_sum = self.loss_sum + loss_sum
         self.num_targets += batch.num_targets
         self.num_tokens += batch.num_tokens

@@ -81,6 +81,7 @@ def test_an_old_checkpoint_resumes_with_the_losses_of_the_run_that_was_not_inter
 ) -> None:
     options, (recompute, backend) = OPTIONS[name]
     run = fit(config, "--ckpt_path", str(OLD / "last.ckpt"), *options)
+    assert run.model.compute == run.model.model.compute
     assert (run.model.compute.recompute, run.model.compute.attention_backend) == (recompute, backend)
     assert losses(Path(run.trainer.log_dir) / "metrics.csv") == pytest.approx(RESUMED, rel=0, abs=1e-6)
 
