@@ -7,12 +7,12 @@ import logging
 from pathlib import Path
 
 import pytest
-import yaml
 
 
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a small corpus and a configuration that trains a tiny model on it; the working directory."""
+    yaml = pytest.importorskip("yaml")  # here, so that GPU tests are collected where it is missing
     monkeypatch.chdir(tmp_path)
     texts = [f"document {i} " + "abc " * (i % 7) for i in range(40)]
     Path("docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
