@@ -13,6 +13,7 @@ import pytest
 
 from packmamba import cli
 from packmamba.errors import CannotRunError, MissingFileError, MissingPackageError, UsageError, UsageTypeError
+from tests.option_table import refusals
 
 INPUT_ERRORS = [UsageError, UsageTypeError, MissingFileError, MissingPackageError, CannotRunError]
 
@@ -21,88 +22,66 @@ def run(*arguments: str) -> int:
     return cli.main(list(arguments))
 
 
-def other_checkpoint(project: Path) -> list[str]:
-    assert run("fit", "--config", "config.yaml", "--trainer.max_steps", "1") == 0
-    return ["--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt", "--model.config.d_model", "64"]
+BAD_INPUT = """
+    unknown layer symbol | --model.config.layer_pattern '1*x' \
+    | error: layer_pattern '1*x': unknown symbol 'x' at index 2; available: '1' (mamba1), '*' (attention), '-' (mlp)
+    reserved layer symbol | --model.config.layer_pattern 12 | symbol '2' at index 1 stands for mamba2
+    empty pattern | --model.config.layer_pattern '' | layer_pattern is empty
+    heads not divisible | --model.config.attention.num_heads 5 \
+    | d_model (32) is not divisible by attention.num_heads (5)
+    key/value heads not divisible | --model.config.attention.num_heads 4 --model.config.attention.num_kv_heads 3 \
+    | attention.num_heads (4) is not divisible by attention.num_kv_heads (3)
+    capacity below 1 | --data.capacity 0 | capacity must be at least 1, got 0
+    missing file | --data.source.init_args.paths '[nothing.jsonl]' | no file matches 'nothing.jsonl'
+    missing column | --data.source.init_args.column body | has no column 'body'; its columns: text
+    missing configuration file | --config nothing.yaml | File does not exist: 'nothing.yaml'
+    missing checkpoint | --ckpt_path nothing.ckpt | ckpt_path 'nothing.ckpt' does not exist
+    vocabulary too small | --model.config.vocab_size 200 \
+    | the data's vocabulary has 258 tokens, but the model's vocab_size is 200; set model.config.vocab_size
+    no last step | --trainer.max_steps -1 | give trainer.max_steps or trainer.max_epochs
+    learning rate of zero | --model.learning_rate 0 | learning_rate must be more than 0, got 0.0
+    not a number | --model.config.d_model abc | "model.config.d_model": Expected a <class 'int'>
+    unknown option | --model.depth 3 | --model.depth
+    name of no configuration | --config quikstart | ; did you mean 'quickstart'?
+    file that is no checkpoint | --ckpt_path config.yaml | ckpt_path 'config.yaml' is not a checkpoint
+    file that is no text | --config binary.yaml | cannot read 'binary.yaml': 'utf-8' codec
+    file that is no YAML | --config broken.yaml | broken.yaml
+    unknown accelerator | --trainer.accelerator tpux | tpux
+    options that contradict each other | --trainer.fast_dev_run -1 \
+    | error: trainer: fast_dev_run=-1 is not a valid configuration
+    validation after more batches than there are | --trainer.val_check_interval 1000 \
+    | `val_check_interval` (1000) must be less than or equal to the number of the training batches
+    logger of a package that is not installed | --trainer.logger lightning.pytorch.loggers.WandbLogger | wandb
+    no file to validate on | --data.val_source '{class_path: packmamba.data.sources.Files, init_args: {paths: []}}' \
+    | error: Files.paths is empty; name at least one file
+    folder of logs that is a file | --trainer.default_root_dir docs.jsonl \
+    | --trainer.default_root_dir: 'docs.jsonl' File exists
+    folder of the cache that is a file | --data.cache_dir docs.jsonl | --data.cache_dir: 'docs.jsonl' File exists
+"""
 
 
-def wrong_ids(project: Path) -> list[str]:
-    return ["--model.config.vocab_size", "200"]
-
-
-BAD_INPUT = {
-    "unknown layer symbol": (
-        ["--model.config.layer_pattern", "1*x"],
-        "error: layer_pattern '1*x': unknown symbol 'x' at index 2; "
-        "available: '1' (mamba1), '*' (attention), '-' (mlp)",
-    ),
-    "reserved layer symbol": (["--model.config.layer_pattern", "12"], "symbol '2' at index 1 stands for mamba2"),
-    "empty pattern": (["--model.config.layer_pattern", ""], "layer_pattern is empty"),
-    "heads not divisible": (
-        ["--model.config.attention.num_heads", "5"],
-        "d_model (32) is not divisible by attention.num_heads (5)",
-    ),
-    "key/value heads not divisible": (
-        ["--model.config.attention.num_heads", "4", "--model.config.attention.num_kv_heads", "3"],
-        "attention.num_heads (4) is not divisible by attention.num_kv_heads (3)",
-    ),
-    "capacity below 1": (["--data.capacity", "0"], "capacity must be at least 1, got 0"),
-    "missing file": (["--data.source.init_args.paths", "[nothing.jsonl]"], "no file matches 'nothing.jsonl'"),
-    "missing column": (["--data.source.init_args.column", "body"], "has no column 'body'; its columns: text"),
-    "missing configuration file": (["--config", "nothing.yaml"], "File does not exist: "),
-    "missing checkpoint": (["--ckpt_path", "nothing.ckpt"], "ckpt_path 'nothing.ckpt' does not exist"),
-    "vocabulary too small": (
-        wrong_ids,
-        "the data's vocabulary has 258 tokens, but the model's vocab_size is 200; set model.config.vocab_size",
-    ),
-    "checkpoint of another configuration": (
-        other_checkpoint,
-        "another model configuration: d_model: 32 in the checkpoint, 64 in this run",
-    ),
-    "no last step": (["--trainer.max_steps", "-1"], "give trainer.max_steps or trainer.max_epochs"),
-    "learning rate of zero": (["--model.learning_rate", "0"], "learning_rate must be more than 0, got 0.0"),
-    "not a number": (["--model.config.d_model", "abc"], "\"model.config.d_model\": Expected a <class 'int'>"),
-    "unknown option": (["--model.depth", "3"], "--model.depth"),
-    "name of no configuration": (["--config", "quikstart"], "; did you mean 'quickstart'?"),
-    "file that is no checkpoint": (["--ckpt_path", "config.yaml"], "ckpt_path 'config.yaml' is not a checkpoint"),
-    "file that is no text": (["--config", "binary.yaml"], "cannot read 'binary.yaml': 'utf-8' codec"),
-    "file that is no YAML": (["--config", "broken.yaml"], "broken.yaml"),
-    "unknown accelerator": (["--trainer.accelerator", "tpux"], "tpux"),
-    "options that contradict each other": (
-        ["--trainer.fast_dev_run", "-1"],
-        "error: trainer: fast_dev_run=-1 is not a valid configuration",
-    ),
-    "validation after more batches than there are": (
-        ["--trainer.val_check_interval", "1000"],
-        "`val_check_interval` (1000) must be less than or equal to the number of the training batches",
-    ),
-    "logger of a package that is not installed": (
-        ["--trainer.logger", "lightning.pytorch.loggers.WandbLogger"],
-        "wandb",
-    ),
-    "no file to validate on": (
-        ["--data.val_source", "{class_path: packmamba.data.sources.Files, init_args: {paths: []}}"],
-        "error: Files.paths is empty; name at least one file",
-    ),
-    "folder of logs that is a file": (["--trainer.default_root_dir", "docs.jsonl"], "--trainer.default_root_dir: "),
-    "folder of the cache that is a file": (["--data.cache_dir", "docs.jsonl"], "--data.cache_dir: "),
-}
+def assert_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
+    assert run("fit", "--config", "config.yaml", *options) == 2
+    error = capsys.readouterr().err
+    assert "packmamba: error: " in error
+    assert message in error
+    assert "Traceback" not in error
+    assert len(error.splitlines()) < 12
 
 
 class TestBadInput:
-    @pytest.mark.parametrize("case", BAD_INPUT)
+    @pytest.mark.parametrize(("options", "message"), refusals(BAD_INPUT))
     def test_is_a_short_message_and_exit_code_2(
-        self, case: str, project: Path, capsys: pytest.CaptureFixture[str]
+        self, options: list[str], message: str, project: Path, capsys: pytest.CaptureFixture[str]
     ) -> None:
-        arguments, message = BAD_INPUT[case]
-        options = arguments if isinstance(arguments, list) else arguments(project)
-        capsys.readouterr()
-        assert run("fit", "--config", "config.yaml", *options) == 2
-        error = capsys.readouterr().err
-        assert "packmamba: error: " in error
-        assert message in error
-        assert "Traceback" not in error
-        assert len(error.splitlines()) < 12
+        assert_refused(options, message, capsys)
+
+    def test_a_checkpoint_of_another_configuration(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
+        assert run("fit", "--config", "config.yaml", "--trainer.max_steps", "1") == 0
+        options = ["--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt", "--model.config.d_model", "64"]
+        message = "another model configuration: d_model: 32 in the checkpoint, 64 in this run"
+        assert_refused(options, message, capsys)
 
     def test_without_a_model_the_configurations_are_named(self, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("fit", "--trainer.max_steps", "3") == 2

@@ -144,6 +144,7 @@ class TestRuns:
         for name, expected in states[0].items():
             assert torch.equal(expected, states[1][name]), name
 
+    @pytest.mark.slow
     def test_two_processes_train_and_validate_as_one_does(self, project: Path) -> None:
         # 14 packs an epoch: three steps of 4 packs, and a last one of 2.
         epoch = [

@@ -50,6 +50,7 @@ def run(tmp_path, *arguments):
 
 
 class TestCommand:
+    @pytest.mark.slow
     def test_a_sweep_measures_every_combination_and_draws_it(self, tmp_path, model_file, capsys):
         code, report = run(
             tmp_path, "--models", model_file, "--tokens", "300", "--lengths", "lognormal", "--mean-length", "20", "40",

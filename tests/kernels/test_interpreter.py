@@ -31,6 +31,7 @@ GPU_MODULES = MODULES | {"selective_scan/test_selective_scan.py": 80}
 
 
 @pytest.mark.skipif(INTERPRET or DEVICE != "cpu", reason="already such a run")
+@pytest.mark.slow
 @pytest.mark.parametrize("module", MODULES)
 def test_kernels_pass_the_operators_tests_in_the_interpreter(module):
     run_module(module, TRITON_INTERPRET="1", OMP_NUM_THREADS="1")

@@ -17,6 +17,8 @@ import torch
 from tests.data.resume.kill import MAX_STEPS, Variant, history, kill_soon, start
 from tests.support import assert_identical
 
+pytestmark = pytest.mark.slow
+
 KILLS = 20
 VARIANTS = [Variant(*choice) for choice in itertools.product((False, True), (0, 2), (1, 2))]
 

@@ -31,7 +31,7 @@ from tests.data.resume.runs import (
     trainer,
 )
 
-pytestmark = QUIET
+pytestmark = [pytest.mark.slow, *QUIET]
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from packmamba.data.sources import Files
 from packmamba.data.text.tokenizers import ByteTokenizer
 from tests.data.resume.runs import QUIET, RUNS, Recorder, SaveEverywhere, documents_of, train, train_as_ranks, trainer
 
-pytestmark = QUIET
+pytestmark = [pytest.mark.slow, *QUIET]
 
 
 @pytest.fixture

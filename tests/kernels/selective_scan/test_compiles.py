@@ -8,6 +8,8 @@ from packmamba_kernels.selective_scan import launch
 from benchmarks.compiler.compiled import ARCHITECTURES
 from benchmarks.compiler.instructions import SCAN_KERNELS, compile_scan
 
+pytestmark = pytest.mark.slow
+
 MAIN = ("forward", "forward_sweep", "reverse_sweep")
 IN_A_MIXER = dict.fromkeys(("HAS_INITIAL", "STORE_FINAL", "HAS_DFINAL"), False)
 """Everything else is there: the output is computed again, for it is not kept."""
