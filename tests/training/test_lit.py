@@ -1,9 +1,8 @@
-"""LitHybridLM: the loss over a whole optimiser step, the optimiser and its schedule, logs, evaluation, checkpoints."""
+"""LitHybridLM: the loss over a whole optimiser step, the optimiser, logs, checkpoints."""
 
 from __future__ import annotations
 
 import csv
-import json
 import math
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import pytest
 
 pytest.importorskip("lightning")
 
-import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -21,12 +19,11 @@ from lightning.pytorch.loggers import CSVLogger
 from torch.utils.data import DataLoader
 
 from packmamba.config import AttentionConfig, ModelConfig
-from packmamba.data.collate import collate
-from packmamba.metrics import DocumentLossTable, StepMeter, count_documents, peak_flops, real_flops
+from packmamba.metrics import StepMeter, count_documents, peak_flops, real_flops
 from packmamba.model import training_flops
 from packmamba.packing import PackedBatch, Packing
-from packmamba.training.callbacks import LastCheckpoint, PackedProgressBar, PredictionWriter
-from packmamba.training.lit import LitHybridLM, check_same_config, learning_rate_factor
+from packmamba.training.callbacks import LastCheckpoint, PackedProgressBar
+from packmamba.training.lit import LitHybridLM, check_same_config
 
 CONFIG = ModelConfig(layer_pattern="1-*", d_model=32, vocab_size=50, attention=AttentionConfig(num_heads=2))
 
@@ -173,57 +170,6 @@ class TestLossOverTheOptimiserStep:
         assert recorder.rows[0]["train/loss"] == 0.0
 
 
-class TestSchedule:
-    def test_warms_up_linearly_then_follows_a_cosine_to_the_minimum(self) -> None:
-        factors = [learning_rate_factor(s, warmup_steps=4, decay_steps=12, min_ratio=0.1) for s in range(14)]
-        assert factors[:4] == pytest.approx([0.25, 0.5, 0.75, 1.0])
-        assert factors[4] == pytest.approx(1.0)
-        assert factors[8] == pytest.approx(0.55)
-        assert factors[12:] == pytest.approx([0.1, 0.1])
-        assert factors[4:] == sorted(factors[4:], reverse=True)
-
-    @pytest.mark.parametrize(("warmup", "decay"), [(0, 10), (5, 5), (20, 10)])
-    def test_odd_lengths_stay_between_zero_and_one(self, warmup: int, decay: int) -> None:
-        factors = [learning_rate_factor(s, warmup_steps=warmup, decay_steps=decay, min_ratio=0.1) for s in range(30)]
-        assert all(0 < factor <= 1 for factor in factors)
-
-    def test_the_logged_rate_is_the_one_the_step_used(self, tmp_path: Path) -> None:
-        _, recorder = fit(tmp_path, Data([batch_of(documents([9, 5]))]), max_steps=4)
-        expected = [
-            1e-3 * learning_rate_factor(step, warmup_steps=2, decay_steps=4, min_ratio=0.1) for step in range(4)
-        ]
-        assert [row["lr"] for row in recorder.rows] == pytest.approx(expected)
-
-    @pytest.mark.parametrize(
-        ("options", "last_step"),
-        [
-            ({"max_steps": 5}, 5),
-            ({"max_steps": -1, "max_epochs": 3, "accumulate_grad_batches": 2}, 6),
-            ({"max_steps": -1, "max_epochs": 2, "limit_train_batches": 2}, 4),
-            ({"max_steps": 4, "max_epochs": 3}, 4),
-            ({"max_steps": 40, "max_epochs": 3}, 9),
-        ],
-    )
-    def test_the_last_step_of_the_trainer_has_the_lowest_rate(
-        self, tmp_path: Path, options: dict[str, Any], last_step: int
-    ) -> None:
-        batches = [batch_of(documents([9]), step_targets=16)] * 3
-        _, recorder = fit(tmp_path, Data(batches), **options)
-        assert len(recorder.rows) == last_step
-        expected = learning_rate_factor(last_step - 1, warmup_steps=2, decay_steps=last_step, min_ratio=0.1)
-        assert recorder.rows[-1]["lr"] == pytest.approx(1e-3 * expected)
-
-    def test_without_a_last_step_it_says_what_to_set(self, tmp_path: Path) -> None:
-        trainer = make_trainer(tmp_path, max_steps=-1, max_epochs=1)
-        with pytest.raises(ValueError, match=r"trainer.max_steps, or model.decay_steps"):
-            trainer.fit(LitHybridLM(CONFIG), loader([batch_of(documents([9]))]))
-
-    def test_decay_steps_may_end_before_the_trainer(self, tmp_path: Path) -> None:
-        lit = LitHybridLM(CONFIG, decay_steps=3, warmup_steps=0)
-        _, recorder = fit(tmp_path, Data([batch_of(documents([9]))] * 2), lit=lit, max_steps=5)
-        assert [row["lr"] for row in recorder.rows[3:]] == pytest.approx([1e-4, 1e-4])
-
-
 class TestOptimizer:
     @pytest.mark.parametrize("decay_embeddings", [False, True])
     def test_decays_matrices_only(self, tmp_path: Path, decay_embeddings: bool) -> None:
@@ -360,89 +306,6 @@ class TestLogs:
         fit(tmp_path, data, max_steps=3, enable_progress_bar=True, callbacks=[bar, Look()])
         assert [total for total, _ in seen] == [3, 3, 3]
         assert {"loss", "tokens/s"} <= set(seen[-1][1])
-
-
-class TestEvaluation:
-    def losses_by_hand(self, lit: LitHybridLM, docs: list[torch.Tensor]) -> list[torch.Tensor]:
-        losses = []
-        for doc in docs:
-            logits = lit(doc, Packing.from_lengths([len(doc)])).detach()
-            losses.append(torch.nn.functional.cross_entropy(logits[:-1].double(), doc[1:], reduction="none"))
-        return losses
-
-    def built(self) -> LitHybridLM:
-        torch.manual_seed(0)
-        lit = LitHybridLM(CONFIG)
-        lit.configure_model()
-        return lit
-
-    def test_losses_are_sums_over_all_batches_not_means_of_means(self, tmp_path: Path) -> None:
-        lit = self.built()
-        docs = documents([40, 3, 1, 9, 25])
-        batches = [batch_of(docs[:3], doc_ids=torch.arange(3)), batch_of(docs[3:], doc_ids=torch.tensor([3, 4]))]
-        (metrics,) = make_trainer(tmp_path).validate(lit, Data([], batches), verbose=False)
-        losses = self.losses_by_hand(lit, [doc for doc in docs if len(doc) > 1])
-        mean = float(torch.cat(losses).mean())
-        per_document = np.array([float(loss.mean()) for loss in losses])
-        assert metrics["val/loss"] == pytest.approx(mean, rel=1e-5)
-        assert metrics["val/perplexity"] == pytest.approx(math.exp(mean), rel=1e-5)
-        assert metrics["val/document_perplexity"] == pytest.approx(math.exp(per_document.mean()), rel=1e-5)
-        assert metrics["val/document_perplexity_median"] == pytest.approx(math.exp(np.median(per_document)), rel=1e-5)
-        assert metrics["val/documents"] == 4
-        assert metrics["val/loss"] != pytest.approx(per_document.mean(), rel=1e-4)
-
-    def test_pieces_of_one_document_count_as_one_document(self, tmp_path: Path) -> None:
-        lit = self.built()
-        pieces = documents([30, 20, 8])
-        batches = [
-            batch_of(pieces[:1], doc_ids=torch.tensor([7])),
-            batch_of(pieces[1:], doc_ids=torch.tensor([7, 2])),
-        ]
-        make_trainer(tmp_path).test(lit, Data([], batches), verbose=False)
-        assert lit.document_losses is not None
-        records = lit.document_losses.records()
-        losses = self.losses_by_hand(lit, pieces)
-        assert [record["document"] for record in records] == [2, 7]
-        assert [record["tokens"] for record in records] == [8, 50]
-        assert [record["targets"] for record in records] == [7, 48]
-        assert records[1]["nll"] == pytest.approx(float(torch.cat(losses[:2]).mean()), rel=1e-5)
-
-    def test_predict_writes_one_line_a_document(self, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        lit = self.built()
-        docs = documents([12, 1, 6])
-        batch = batch_of([*docs, documents([4])[0]], num_padding=4, doc_ids=torch.tensor([5, 6, 9, -1]))
-        writer = PredictionWriter()
-        returned = make_trainer(tmp_path, callbacks=[writer]).predict(lit, Data([], [batch]))
-        assert returned is not None
-        assert writer.path == tmp_path / "predictions.jsonl"
-        assert f"predictions: {writer.path} (3 documents)" in capsys.readouterr().out
-        records = [json.loads(line) for line in writer.path.read_text().splitlines()]
-        losses = self.losses_by_hand(lit, [docs[0], docs[2]])
-        assert [record["document"] for record in records] == [5, 6, 9]
-        assert records[1] == {"document": 6, "tokens": 1, "targets": 0, "nll": None, "perplexity": None}
-        assert records[0]["nll"] == pytest.approx(float(losses[0].mean()), rel=1e-5)
-        assert records[2]["perplexity"] == pytest.approx(math.exp(float(losses[1].mean())), rel=1e-5)
-
-    def test_filler_of_padded_rows_is_not_counted_as_tokens(self) -> None:
-        pieces = [np.array([1, 2, 3]), np.array([4])]
-        batch = collate(pieces, np.array([0, 1]), row_length=6, pad_to=20)
-        result = DocumentLossTable().add(batch, torch.zeros(20))
-        assert result.tokens.tolist() == [3, 1]
-        assert result.targets.tolist() == [2, 0]
-
-    def test_documents_without_an_id_are_never_joined(self) -> None:
-        table = DocumentLossTable()
-        for _ in range(2):
-            batch = batch_of(documents([4, 3]))
-            table.add(batch, torch.ones(7))
-        result = table.result()
-        assert len(result.doc_ids) == 4
-        assert {record["document"] for record in result.records()} == {None}
-
-    def test_a_validation_set_without_targets_gives_nan_and_no_crash(self) -> None:
-        table = DocumentLossTable()
-        table.add(batch_of(documents([1])), torch.zeros(1))
-        assert math.isnan(table.result().summary()["loss"])
 
 
 class TestCheckpoints:
