@@ -17,8 +17,8 @@ from triton.compiler import ASTSource
 
 from benchmarks.compiler.sass import Instruction, hot_loop, parse
 
-ARCHITECTURES = (80, 90, 100, 120)
-"""Compute capabilities times ten: A100, H100/H200, B200, consumer Blackwell."""
+ARCHITECTURES = (80, 86, 89, 90, 100, 120)
+"""Compute capabilities times ten: A100, consumer Ampere, Ada, H100/H200, B200, consumer Blackwell."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +33,8 @@ class Occupancy:
 
 SM = {
     80: Occupancy(warps=64, programs=32, shared=164 * 1024),
+    86: Occupancy(warps=48, programs=16, shared=100 * 1024),
+    89: Occupancy(warps=48, programs=24, shared=100 * 1024),
     90: Occupancy(warps=64, programs=32, shared=228 * 1024),
     100: Occupancy(warps=64, programs=32, shared=228 * 1024),
     120: Occupancy(warps=48, programs=24, shared=100 * 1024),

@@ -19,20 +19,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from packmamba_kernels.causal_conv1d import kernels_backward as conv_backward
+from packmamba_kernels.causal_conv1d import kernels_forward as conv_forward
 from packmamba_kernels.causal_conv1d import launch as conv_launch
-from packmamba_kernels.causal_conv1d.kernels_conv import causal_conv1d_bwd_kernel, causal_conv1d_fwd_kernel
 from packmamba_kernels.runtime.triton_glue import LAUNCH_OPTIONS
+from packmamba_kernels.selective_scan import kernels_backward as scan_backward
+from packmamba_kernels.selective_scan import kernels_forward as scan_forward
 from packmamba_kernels.selective_scan import launch as scan_launch
-from packmamba_kernels.selective_scan.kernels_backward import (
-    forward_sweep_kernel,
-    reverse_sweep_kernel,
-    segment_grads_kernel,
-)
-from packmamba_kernels.selective_scan.kernels_forward import (
-    fold_states_kernel,
-    segment_states_kernel,
-    selective_scan_fwd_kernel,
-)
 
 from benchmarks.compiler.compiled import ARCHITECTURES, CompiledKernel, compile_kernel
 from benchmarks.compiler.issue_model import MODELLED, model, profile
@@ -40,19 +33,19 @@ from packmamba.compare.report import write_report
 from packmamba.environment import describe_environment
 
 SCAN_KERNELS = {
-    "forward": (selective_scan_fwd_kernel, scan_launch.FORWARD),
-    "forward_sweep": (forward_sweep_kernel, scan_launch.BACKWARD),
-    "reverse_sweep": (reverse_sweep_kernel, scan_launch.BACKWARD),
-    "segment_states": (segment_states_kernel, scan_launch.FORWARD),
-    "segment_grads": (segment_grads_kernel, scan_launch.BACKWARD),
-    "fold_states": (fold_states_kernel, scan_launch.FORWARD),
+    "forward": (scan_forward.selective_scan_fwd_kernel, scan_launch.FORWARD),
+    "forward_sweep": (scan_backward.forward_sweep_kernel, scan_launch.BACKWARD),
+    "reverse_sweep": (scan_backward.reverse_sweep_kernel, scan_launch.BACKWARD),
+    "segment_states": (scan_forward.segment_states_kernel, scan_launch.FORWARD),
+    "segment_grads": (scan_backward.segment_grads_kernel, scan_launch.BACKWARD),
+    "fold_states": (scan_forward.fold_states_kernel, scan_launch.FORWARD),
 }
 """By name: the kernel and its tiles. The first runs in the forward, the next two in the backward, the others only for
 documents longer than a segment."""
 
 CONV_KERNELS = {
-    "forward": (causal_conv1d_fwd_kernel, conv_launch.FORWARD),
-    "backward": (causal_conv1d_bwd_kernel, conv_launch.BACKWARD),
+    "forward": (conv_forward.causal_conv1d_fwd_kernel, conv_launch.FORWARD),
+    "backward": (conv_backward.causal_conv1d_bwd_kernel, conv_launch.BACKWARD),
 }
 
 COUNTED = (
@@ -116,6 +109,7 @@ def compile_scan(
     }
     missing = [pointer for flag, pointers in _SCAN_OPTIONAL.items() if not constants.get(flag) for pointer in pointers]
     constants |= {"N": states, "BE": tile.BE, "RUN": tile.RUN, "EVEN": even, "G": 1}
+    constants["WORDS"] = scan_launch.loads_words(states, even)
     constants["LEAN"] = scan_launch.is_lean(architecture, states)
     constants |= dict.fromkeys(missing) | (known or {})
     constants = {argument: value for argument, value in constants.items() if argument in kernel.arg_names}

@@ -9,34 +9,29 @@ import triton.language as tl
 from torch import Tensor
 
 from packmamba_kernels.causal_conv1d.inputs import ConvGradients, ConvInputs, ConvOptions, ConvResults
-from packmamba_kernels.causal_conv1d.kernels_conv import (
-    causal_conv1d_bwd_kernel,
-    causal_conv1d_fwd_kernel,
-    causal_conv1d_sum_kernel,
-)
+from packmamba_kernels.causal_conv1d.kernels_backward import causal_conv1d_bwd_kernel, causal_conv1d_sum_kernel
+from packmamba_kernels.causal_conv1d.kernels_forward import causal_conv1d_fwd_kernel
 from packmamba_kernels.runtime.launching import compiled_for
 from packmamba_kernels.runtime.triton_glue import LAUNCH_OPTIONS, cdiv, device_of, empty_like
 from packmamba_kernels.schedule import Segments
 
-FORWARD = {"BE": 128, "ROWS": 8}
-BACKWARD = {"BE": 128, "ROWS": 3}
-"""Channels a program and tokens loaded at a time, the same for sm_80 to sm_120: 16-bit inputs take 8 bytes a lane and
-row; without initial states 64 to 96 registers at W = 4, so that 20 to 32 warps are resident on an SM. Three rows, not
-four, in the backward: at four the compiler keeps every row's address in vector registers (165)."""
+FORWARD = {"BE": 128, "ROWS": 8, "FP64_BE": 32, "FP64_ROWS": 8}
+BACKWARD = {"BE": 128, "ROWS": 3, "FP64_BE": 32, "FP64_ROWS": 2}
+"""Channels of a program and tokens loaded at a time, the same for sm_80 to sm_120: 16-bit inputs take 8 bytes of a lane
+and row; without initial states 64 to 96 registers at W = 4, so that 20 to 32 warps are resident on an SM. Three rows,
+not four, in the backward: at four the compiler keeps every row's address in vector registers (165). In fp64 128
+channels would spill, and so would three rows of the backward under triton 3.6."""
 
 SUM = {"BE": 64, "ROWS": 32, "num_warps": 4}
 """Channels a program, and rows of partial sums that it loads at a time."""
-
-FP64_BE = 32
-"""Channels a program for fp64, where 128 would spill."""
 
 MAX_PARTIALS = 1024
 """Programs along the segments in the backward, each with one row of partial sums: a bound on that scratch."""
 
 
 def _block(config: dict[str, int], dtype: torch.dtype) -> int:
-    """Channels a program."""
-    return FP64_BE if dtype == torch.float64 else config["BE"]
+    """Channels of a program."""
+    return config["FP64_BE" if dtype == torch.float64 else "BE"]
 
 
 def launch_options(config: dict[str, int], dtype: torch.dtype, **constants: int) -> dict[str, Any]:
@@ -44,7 +39,7 @@ def launch_options(config: dict[str, int], dtype: torch.dtype, **constants: int)
     return {
         **constants,
         "BE": _block(config, dtype),
-        "ROWS": config["ROWS"],
+        "ROWS": config["FP64_ROWS" if dtype == torch.float64 else "ROWS"],
         "ACC": tl.float64 if dtype == torch.float64 else tl.float32,
         "num_warps": 1,
         **LAUNCH_OPTIONS,

@@ -1,16 +1,16 @@
-"""Triton kernels of the packed selective scan's backward. Names, layouts and the passing of states as in `kernel.py`.
+"""Triton kernels of the packed selective scan's backward. Names, layouts and links as in `kernels_forward.py`.
 
-The backward stores no states but those at the ends of 64-token chunks. With a_t = exp(Δ_t A), b_t = Δ_t u_t B_t,
-c_t = dy_t C_t, g_t the gradient of h_t, and what passes from token to token, h'_t = a_t h_{t-1} and
-q_t = a_{t+1} g_{t+1}, the gradient of λ_t = Δ_t A obeys dλ_t = dλ_{t+1} + c_t h'_t - b_t q_t, a running sum from the
-end: h is needed only in a forward sweep, g only in a reverse one, and they never meet but at chunk ends, where the sum
-restarts from the exact value q h. (c_t h_t - b_t g_t is the same; but then c_t b_t, all there is where states decay at
-once, is in both terms.)
-- forward sweep: h; emits dz, dC_t = Σ_e dy h and the inflow P_t = dy_t Σ_n A C_t h'_t;
-- reverse sweep: g; emits dB_t = Σ_e g Δ u, du = Δ Σ_n g B + dy D, dΔ_t = Σ_{s ≥ t} (P_s - Q_s) + u_t Σ_n g B, with
-  Q_t = Δ_t u_t Σ_n A B_t q_t;
+The backward stores no states but those at the ends of 64-token chunks. Let a_t = exp(Δ_t A), b_t = Δ_t u_t B_t,
+c_t = dy_t C_t, and g_t the gradient of h_t. From token to token pass h'_t = a_t h_{t-1} going forward and
+q_t = a_{t+1} g_{t+1} going back. The gradient of λ_t = Δ_t A obeys dλ_t = dλ_{t+1} + c_t h'_t - b_t q_t, a running sum
+from the end. So h is needed only in a forward sweep and g only in a reverse one. They meet at chunk ends alone, where
+the sum restarts from its exact value q h. (c_t h_t - b_t g_t is the same difference, but both terms then hold c_t b_t,
+which is nearly everything where states decay at once.)
+- The forward sweep computes h; it writes dz, dC_t = Σ_e dy h and the inflow P_t = dy_t Σ_n A C_t h'_t.
+- The reverse sweep computes g; it writes dB_t = Σ_e g Δ u, du = Δ Σ_n g B + dy D and
+  dΔ_t = Σ_{s ≥ t} (P_s - Q_s) + u_t Σ_n g B, with Q_t = Δ_t u_t Σ_n A B_t q_t.
 - dA = Σ_t Δ_t dλ_t, in which each c_s h'_s - b_s q_s counts with the sum of Δ from the chunk's start to s.
-A is in units of log2 here, so P and Q are too. LEAN: addresses are computed where they are used, not kept over a loop.
+A is in units of log2 here, and so are P and Q. LEAN: addresses are computed where they are used, not kept over a loop.
 """
 
 # pyright: reportGeneralTypeIssues=false, reportArgumentType=false
@@ -23,9 +23,11 @@ import triton.language as tl
 from packmamba_kernels import schedule
 from packmamba_kernels.selective_scan.kernels_forward import (
     STAGES,
-    channels_of,
     load_pair,
     load_parameter,
+    load_row,
+    place_of,
+    segment_of,
     sigmoid,
     size_of,
     state_before,
@@ -39,9 +41,11 @@ CHUNK = tl.constexpr(schedule.CHUNK)
 
 @triton.jit
 def sum_channels(b_x):
-    """Σ_e of a tile [N, BE], [N]. `split` wants a pair of neighbours in one lane, so the compiler hands the tile
-    through shared memory once, and then a lane adds the channels of one state. `tl.sum` alone exchanges every state's
-    value between all lanes, five times."""
+    """The sum over channels, [N], of a tile [N, BE].
+
+    `tl.split` wants two neighbours in one lane. So the compiler moves the tile through shared memory once, and then a
+    lane adds channels of one state. `tl.sum` alone would exchange every state's value between all lanes, five times.
+    """
     for _ in tl.static_range(6):
         if b_x.shape[1] > 2:
             b_even, b_odd = tl.split(tl.reshape(b_x, [b_x.shape[0], b_x.shape[1] // 2, 2]))
@@ -55,17 +59,16 @@ def segment_grads_kernel(
     p_start, p_length, p_seq, p_cu_segments, p_order,
     stride_delta, stride_z, E, width, G,
     N: tl.constexpr, BE: tl.constexpr, RUN: tl.constexpr, EVEN: tl.constexpr,
-    HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
+    HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """Of a segment that follows another: the gradient it passes back when it gets none, and its sum of Δ."""
-    blocks = G * tl.cdiv(width, BE)
-    i_w, i_b = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    """One program walks one segment that follows another, from its end. It writes the gradient of the state that the
+    segment starts from, when its last state has none (p_links), and the sum of its Δ (p_elapsed)."""
+    i_w, _i_b, i_g, o_e, m_e = place_of(width, G, BE, EVEN)
     i_before = tl.load(p_order + i_w)
     i_seq = tl.load(p_seq + i_before)
     if i_before + 1 >= tl.load(p_cu_segments + i_seq + 1):
         return
     bos, n = tl.load(p_start + i_before + 1).to(tl.int64), tl.load(p_length + i_before + 1)
-    i_g, o_e, m_e = channels_of(i_b, width, BE, EVEN)
     o_tile = tile_of(o_e, N, RUN)
     b_A = tl.load(p_A + o_tile, mask=m_e[None, :], other=0.0)  # [N, BE]
     b_bias = load_parameter(p_bias, o_e, m_e, HAS_BIAS)  # [BE]
@@ -73,11 +76,11 @@ def segment_grads_kernel(
 
     for i in tl.range(n, num_stages=STAGES):
         t = bos + n - 1 - i
-        b_dy = tl.load(p_dout + t * E + o_e, mask=m_e, other=0.0).to(tl.float32)  # [BE]
-        b_delta = tl.load(p_delta + t * stride_delta + o_e, mask=m_e, other=0.0)  # [BE]
+        b_dy = load_row(p_dout, t * E, o_e, m_e, WORDS).to(tl.float32)  # [BE]
+        b_delta = load_row(p_delta, t * stride_delta, o_e, m_e, WORDS)  # [BE]
         _, b_C = load_pair(p_BC, t * G + i_g, N)  # [N]
         if HAS_Z:
-            b_z = tl.load(p_z + t * stride_z + o_e, mask=m_e, other=0.0).to(tl.float32)  # [BE]
+            b_z = load_row(p_z, t * stride_z, o_e, m_e, WORDS).to(tl.float32)  # [BE]
             b_dy = b_dy * (b_z * sigmoid(b_z))
         b_step, _ = step_of(b_delta, b_bias, SOFTPLUS)
         b_elapsed += b_step
@@ -96,21 +99,24 @@ def forward_sweep_kernel(
     N: tl.constexpr, BE: tl.constexpr, RUN: tl.constexpr, EVEN: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_INITIAL: tl.constexpr, HAS_LINKS: tl.constexpr, STORE_FINAL: tl.constexpr, STORE_OUT: tl.constexpr,
-    LEAN: tl.constexpr,
+    LEAN: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """out again where it is wanted, dz, the parts of dC, and for the reverse sweep the inflow and what chunks end with,
-    of every num_programs-th item of the order; the share of dD that is theirs, and the part of dA that has h.
+    """One program walks the segments of items i_p, i_p + num_programs, ... of the order, from first token to last.
 
-    p_inflow: (T, E). p_chunk_states: T/CHUNK matrices, the state at the end of each chunk that another chunk of its
-    segment follows. p_chunk_steps: (T/CHUNK + segments, E), each chunk's sum of Δ. p_final: the states that documents
-    end with. p_dC: (blocks, T, N). p_dA: a matrix a program. p_dD: (programs, E).
+    | output | shape | what |
+    | --- | --- | --- |
+    | p_out, p_dz | (T, E) | the output again, where STORE_OUT; the gradient of z |
+    | p_dC | (blocks, T, N) | dC_t summed over the program's channels |
+    | p_inflow | (T, E) | P_t, for the reverse sweep |
+    | p_chunk_states | T/CHUNK matrices | the state at the end of a chunk that another chunk of its segment follows |
+    | p_chunk_steps | (T/CHUNK + segments, E) | the sum of Δ of each chunk |
+    | p_final | S matrices | the state at the end of each document, where STORE_FINAL |
+    | p_dA | a matrix a program | the terms of dA that hold h, summed over the program's tokens |
+    | p_dD | a row [E] a program | dD, summed over the program's tokens |
     """
-    blocks = G * tl.cdiv(width, BE)
-    i_p, i_b = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    i_g, o_e, m_e = channels_of(i_b, width, BE, EVEN)
+    i_p, i_b, i_g, o_e, m_e = place_of(width, G, BE, EVEN)
     o_n, o_tile = tl.arange(0, N), tile_of(o_e, N, RUN)
-    m_tile = m_e[None, :]
-    size = size_of(E, N)
+    m_tile, size = m_e[None, :], size_of(E, N)
     b_A = tl.load(p_A + o_tile, mask=m_tile, other=0.0)  # [N, BE]
     b_D, b_bias = load_parameter(p_D, o_e, m_e, HAS_D), load_parameter(p_bias, o_e, m_e, HAS_BIAS)  # [BE]
     b_dA, b_dD = tl.zeros([N, BE], tl.float32), tl.zeros([BE], tl.float32)
@@ -119,8 +125,7 @@ def forward_sweep_kernel(
     for i_w in range(i_p, num_items, num_programs):
         i_item = tl.load(p_item_order + i_w)
         for i_segment in range(tl.load(p_items + i_item), tl.load(p_items + i_item + 1)):
-            i_seq = tl.load(p_seq + i_segment)
-            bos, n = tl.load(p_start + i_segment).to(tl.int64), tl.load(p_length + i_segment)
+            i_seq, bos, n = segment_of(p_start, p_length, p_seq, i_segment)
             first = i_segment == tl.load(p_cu_segments + i_seq)
             b_h = state_before(
                 p_initial, p_links, i_segment, i_seq, first, o_tile, m_tile, size, HAS_INITIAL, HAS_LINKS
@@ -131,20 +136,20 @@ def forward_sweep_kernel(
                 b_elapsed = tl.zeros([BE], tl.float32)  # [BE]
                 for i in tl.range(tl.minimum(n - i_chunk * CHUNK, CHUNK), num_stages=STAGES, disable_licm=LEAN):
                     t = bot + i
-                    b_u = tl.load(p_u + t * stride_u + o_e, mask=m_e, other=0.0).to(tl.float32)  # [BE]
-                    b_delta = tl.load(p_delta + t * stride_delta + o_e, mask=m_e, other=0.0)  # [BE]
-                    b_dy = tl.load(p_dout + t * E + o_e, mask=m_e, other=0.0).to(tl.float32)  # [BE]
+                    b_u = load_row(p_u, t * stride_u, o_e, m_e, WORDS).to(tl.float32)  # [BE]
+                    b_delta = load_row(p_delta, t * stride_delta, o_e, m_e, WORDS)  # [BE]
+                    b_dy = load_row(p_dout, t * E, o_e, m_e, WORDS).to(tl.float32)  # [BE]
                     b_B, b_C = load_pair(p_BC, t * G + i_g, N)  # [N]
                     b_step, _ = step_of(b_delta, b_bias, SOFTPLUS)
                     b_elapsed += b_step
-                    b_h = tl.exp2(b_step[None, :] * b_A) * b_h  # [N, BE]: h' of the docstring
+                    b_h = tl.exp2(b_step[None, :] * b_A) * b_h  # [N, BE]: h' above
                     b_hC = b_h * b_C[:, None]  # [N, BE]
                     b_h = tl.fma((b_step * b_u)[None, :], b_B[:, None], b_h)
                     b_y = b_u
                     if HAS_Z or STORE_OUT:
                         b_y = tl.sum(b_h * b_C[:, None], 0) + b_D * b_u  # [BE]
                     if HAS_Z:
-                        b_z = tl.load(p_z + t * stride_z + o_e, mask=m_e, other=0.0).to(tl.float32)  # [BE]
+                        b_z = load_row(p_z, t * stride_z, o_e, m_e, WORDS).to(tl.float32)  # [BE]
                         b_sigmoid = sigmoid(b_z)
                         b_silu = b_z * b_sigmoid
                         b_dz = b_dy * b_y * (b_sigmoid + b_silu * (1.0 - b_sigmoid))  # [BE]
@@ -179,20 +184,24 @@ def reverse_sweep_kernel(
     N: tl.constexpr, BE: tl.constexpr, RUN: tl.constexpr, EVEN: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_INITIAL: tl.constexpr, HAS_LINKS: tl.constexpr, HAS_DFINAL: tl.constexpr,
-    LEAN: tl.constexpr,
+    LEAN: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """du, ddelta, the parts of dB and dinitial of every num_programs-th item of the order, and their share of
-    ddelta_bias; adds to p_dA the part that has g.
+    """One program walks the segments of items i_p, i_p + num_programs, ... of the order, from last token to first.
 
-    p_dfinal: the gradients of the final states. p_dlinks: of the states that pass the links. p_final is read
-    where there is p_dfinal. The rest as the forward sweep left it.
+    | output | shape | what |
+    | --- | --- | --- |
+    | p_du, p_ddelta | (T, E) | the gradients of u and delta |
+    | p_dB | (blocks, T, N) | dB_t summed over the program's channels |
+    | p_dinitial | S matrices | the gradient of each document's initial state, where HAS_INITIAL |
+    | p_dA | a matrix a program | in place, the forward sweep's terms and those that hold g |
+    | p_dbias | a row [E] a program | ddelta summed over the program's tokens |
+
+    p_dfinal: the gradients of the final states. p_dlinks: the gradients of the states that pass the links. p_final is
+    read where HAS_DFINAL. The forward sweep wrote p_inflow, p_chunk_states, p_chunk_steps and p_final.
     """
-    blocks = G * tl.cdiv(width, BE)
-    i_p, i_b = tl.program_id(0) // blocks, tl.program_id(0) % blocks
-    i_g, o_e, m_e = channels_of(i_b, width, BE, EVEN)
+    i_p, i_b, i_g, o_e, m_e = place_of(width, G, BE, EVEN)
     o_n, o_tile = tl.arange(0, N), tile_of(o_e, N, RUN)
-    m_tile = m_e[None, :]
-    size = size_of(E, N)
+    m_tile, size = m_e[None, :], size_of(E, N)
     b_A = tl.load(p_A + o_tile, mask=m_tile, other=0.0)  # [N, BE]
     b_D, b_bias = load_parameter(p_D, o_e, m_e, HAS_D), load_parameter(p_bias, o_e, m_e, HAS_BIAS)  # [BE]
     b_dA = tl.load(p_dA + i_p * size + o_tile, mask=m_tile, other=0.0)  # [N, BE]
@@ -202,9 +211,8 @@ def reverse_sweep_kernel(
     for i_w in range(i_p, num_items, num_programs):
         i_item = tl.load(p_item_order + i_w)
         for i_segment in range(tl.load(p_items + i_item), tl.load(p_items + i_item + 1)):
-            i_seq = tl.load(p_seq + i_segment)
-            bos, n = tl.load(p_start + i_segment).to(tl.int64), tl.load(p_length + i_segment)
-            b_q = tl.zeros([N, BE], tl.float32)  # [N, BE]: q of the docstring
+            i_seq, bos, n = segment_of(p_start, p_length, p_seq, i_segment)
+            b_q = tl.zeros([N, BE], tl.float32)  # [N, BE]: q above
             p_end = p_A  # the state the segment ends with; where b_q is 0 any finite tile will do
             if i_segment + 1 == tl.load(p_cu_segments + i_seq + 1):
                 if HAS_DFINAL:
@@ -228,13 +236,13 @@ def reverse_sweep_kernel(
                 eoc = bos + i_chunk * CHUNK + m - 1
                 for i in tl.range(m, num_stages=STAGES, disable_licm=LEAN):
                     t = eoc - i
-                    b_u = tl.load(p_u + t * stride_u + o_e, mask=m_e, other=0.0).to(tl.float32)  # [BE]
-                    b_delta = tl.load(p_delta + t * stride_delta + o_e, mask=m_e, other=0.0)  # [BE]
-                    b_dy = tl.load(p_dout + t * E + o_e, mask=m_e, other=0.0).to(tl.float32)  # [BE]
+                    b_u = load_row(p_u, t * stride_u, o_e, m_e, WORDS).to(tl.float32)  # [BE]
+                    b_delta = load_row(p_delta, t * stride_delta, o_e, m_e, WORDS)  # [BE]
+                    b_dy = load_row(p_dout, t * E, o_e, m_e, WORDS).to(tl.float32)  # [BE]
                     b_inflow = tl.load(p_inflow + t * E + o_e, mask=m_e, other=0.0)  # [BE]
                     b_B, b_C = load_pair(p_BC, t * G + i_g, N)  # [N]
                     if HAS_Z:
-                        b_z = tl.load(p_z + t * stride_z + o_e, mask=m_e, other=0.0).to(tl.float32)  # [BE]
+                        b_z = load_row(p_z, t * stride_z, o_e, m_e, WORDS).to(tl.float32)  # [BE]
                         b_dy = b_dy * (b_z * sigmoid(b_z))
                     b_step, b_slope = step_of(b_delta, b_bias, SOFTPLUS)
                     b_drive = b_step * b_u  # [BE]

@@ -1,18 +1,19 @@
 """Triton kernels of the packed selective scan: forward, and how state passes between the segments of a long document.
 
-A program owns BE channels and walks down the tokens of an item: of segments that lie one after the other, each inside
-one document, with the state [N, BE] in registers. A reset is where the walk of a segment begins. A document longer than
-one segment takes three launches: each segment that another one follows is walked from a zero state (`segment_states`),
-the results are folded along the document (`fold_states`), and then every segment is walked from its true state. A link
-joins a segment to the one that follows it; the link from segment i of document s has row i - s in the tables of links.
+A program owns BE channels and walks down the tokens of an item, which is one segment or several neighbouring ones. A
+segment is a run of tokens inside one document. The state [N, BE] stays in registers, and a reset is where the walk of a
+segment begins. A document longer than one segment takes three launches: `segment_states` walks each segment that
+another one follows from a zero state, `fold_states` combines the results along the document, and then every segment is
+walked from its true state. A link joins a segment to the one that follows it; the link behind segment i of document s
+has row i - s in the tables of links.
 
-The loops over tokens are pipelined: the inputs of the next tokens are on their way to shared memory, and in no
-registers, while this one is computed. A prefetch into registers does not work: the copy to the registers of this token
-at the end of an iteration waits for the load.
+The loops over tokens are pipelined: while one token is computed, the inputs of the next ones are being copied to shared
+memory and occupy no registers. A prefetch into registers does not work, because the move to this token's registers at
+the end of an iteration waits for the load.
 
 Names: p_ pointers, b_ blocks of values, o_ offsets, m_ masks; bos is a segment's first token, i_w a program's place in
-the order of items or segments. B and C come together, as contiguous fp32 (T, G, N, 2), A and states as `tile_of` says,
-A times log2(e). Numbers that change from pack to pack are not specialised on, so that nothing compiles again.
+the order of items or segments. B and C lie as pairs in contiguous fp32 (T, G, N, 2), A and states as `tile_of` says, A
+times log2(e). Numbers that change from pack to pack are not specialised on, so that nothing compiles again.
 T tokens in a pack · S sequences (documents) · E channels · N states of a channel · G groups of B and C.
 """
 
@@ -28,7 +29,7 @@ from packmamba_kernels.selective_scan import layout
 LOG2_E = tl.constexpr(1.4426950408889634)
 OCTET = tl.constexpr(layout.OCTET)
 STAGES = tl.constexpr(3)
-"""Of the pipelined loops: tokens whose inputs are in shared memory or on their way to it."""
+"""Tokens of a pipelined loop whose inputs are in shared memory or on their way to it."""
 
 
 @triton.jit
@@ -40,8 +41,10 @@ def sigmoid(b_x):
 
 @triton.jit
 def softplus(b_x):
-    """log(1 + e^x) = max(x, 0) + log(1 + y), y = e^-|x|: y times a polynomial fitted to log(1 + y) / y on [0, 1], good
-    to 2e-7 of the result however small. Second, its derivative, the sigmoid of x."""
+    """log(1 + e^x), and its derivative, the sigmoid of x.
+
+    With y = e^-|x| it is max(x, 0) + log(1 + y), and log(1 + y) is y times a polynomial fitted to log(1 + y) / y on
+    [0, 1]. The relative error stays below 2e-7, for the smallest results too."""
     b_y = tl.exp2(tl.abs(b_x) * -LOG2_E)
     b_p = b_y * 0.005126102361828089 - 0.029074065387248993
     b_p = b_p * b_y + 0.0775160863995552
@@ -57,7 +60,7 @@ def softplus(b_x):
 
 @triton.jit
 def step_of(b_delta, b_bias, SOFTPLUS: tl.constexpr):
-    """Δ, and its derivative by delta."""
+    """The step size Δ [BE], and its derivative by delta [BE]."""
     b_step = b_delta.to(tl.float32) + b_bias  # [BE]
     b_slope = tl.full(b_step.shape, 1.0, tl.float32)  # [BE]
     if SOFTPLUS:
@@ -66,36 +69,72 @@ def step_of(b_delta, b_bias, SOFTPLUS: tl.constexpr):
 
 
 @triton.jit
-def channels_of(i_b, width, BE: tl.constexpr, EVEN: tl.constexpr):
-    """Of channel block i_b: its group, its channels [BE], which of them exist [BE]. Groups are `width` channels wide,
-    blocks do not cross them. EVEN: BE divides the width."""
+def place_of(width, G, BE: tl.constexpr, EVEN: tl.constexpr):
+    """This program's place i_w along the tokens, its channel block i_b, the block's group i_g, the block's channels
+    [BE], and a mask of those that exist [BE].
+
+    A group has `width` channels, and a block lies inside one group. EVEN: BE divides the width."""
     blocks = tl.cdiv(width, BE)
+    i_w, i_b = tl.program_id(0) // (G * blocks), tl.program_id(0) % (G * blocks)
     o_in_group = (i_b % blocks) * BE + tl.arange(0, BE)
     m_e = tl.full([BE], True, tl.int1)
     if not EVEN:
         m_e = o_in_group < width
-    return i_b // blocks, (i_b // blocks) * width + o_in_group, m_e
+    return i_w, i_b, i_b // blocks, (i_b // blocks) * width + o_in_group, m_e
+
+
+@triton.jit
+def segment_of(p_start, p_length, p_seq, i_segment):
+    """A segment's document, its first token and its length."""
+    return tl.load(p_seq + i_segment), tl.load(p_start + i_segment).to(tl.int64), tl.load(p_length + i_segment)
 
 
 @triton.jit
 def tile_of(o_e, N: tl.constexpr, RUN: tl.constexpr):
-    """Offsets [N, BE] into a matrix (ceil(E/8), N, 8), which holds eight channels together: that of a state is that of
-    its channel plus a constant, and takes no register. RUN: adjacent channels that a lane takes. Without that hint the
-    compiler takes as many as fit one load instruction and gives what is left of a warp's lanes to the states."""
+    """Offsets [N, BE] into a matrix (ceil(E/8), N, 8), which holds eight channels together. The offset of a state is
+    that of its channel plus a constant, so it takes no register.
+
+    RUN: adjacent channels that a lane takes. Without that hint a lane takes as many as fit one load instruction, and
+    the lanes that are left share the states."""
     o_tile = (o_e // OCTET * (N * OCTET) + o_e % OCTET)[None, :] + tl.arange(0, N)[:, None] * OCTET
     return tl.max_contiguous(o_tile, [1, RUN])
 
 
 @triton.jit
 def size_of(E, N: tl.constexpr):
-    """Elements of such a matrix."""
+    """Elements of a matrix (ceil(E/8), N, 8)."""
     return tl.cast(tl.cdiv(E, OCTET), tl.int64) * (N * OCTET)
 
 
 @triton.jit
 def load_pair(p_BC, i_row, N: tl.constexpr):
-    """B and C of a token and group, [N] each. They lie as pairs: one copy to shared memory brings both."""
+    """B and C of one token and group, [N] each. They lie as pairs, so one copy to shared memory brings both."""
     return tl.split(tl.reshape(tl.load(p_BC + i_row * (2 * N) + tl.arange(0, 2 * N)), [N, 2]))
+
+
+@triton.jit
+def load_drive(p_u, p_delta, t, stride_u, stride_delta, o_e, m_e):
+    """Rows [BE] of u, in fp32, and delta."""
+    b_u = tl.load(p_u + t * stride_u + o_e, mask=m_e, other=0.0).to(tl.float32)
+    return b_u, tl.load(p_delta + t * stride_delta + o_e, mask=m_e, other=0.0)
+
+
+@triton.jit
+def load_row(p_x, o_row, o_e, m_e, WORDS: tl.constexpr):
+    """A token's row [BE], which begins o_row elements behind p_x.
+
+    WORDS: a row of 16-bit elements is loaded as BE/2 words of 32 bits, the narrowest that an asynchronous copy takes,
+    where a warp has fewer channels than two a lane. Every channel of the block has to exist then.
+    """
+    if WORDS and p_x.dtype.element_ty.primitive_bitwidth == 16:
+        o_even, _ = tl.split(tl.reshape(o_e, [o_e.shape[0] // 2, 2]))  # [BE/2]
+        p_words = (p_x + o_row).to(tl.pointer_type(tl.int32), bitcast=True)
+        b_words = tl.load(p_words + o_even // 2)  # [BE/2]
+        b_even = b_words.to(tl.int16).to(p_x.dtype.element_ty, bitcast=True)
+        b_odd = (b_words >> 16).to(tl.int16).to(p_x.dtype.element_ty, bitcast=True)
+        return tl.reshape(tl.join(b_even, b_odd), [o_e.shape[0]])
+    else:
+        return tl.load(p_x + o_row + o_e, mask=m_e, other=0.0)
 
 
 @triton.jit
@@ -112,7 +151,7 @@ def state_before(
     p_initial, p_links, i_segment, i_seq, first, o_tile, m_tile, size,
     HAS_INITIAL: tl.constexpr, HAS_LINKS: tl.constexpr,
 ):  # fmt: skip
-    """[N, BE], the state that a segment starts from: its document's initial one, or what passes the link before it."""
+    """The state [N, BE] that a segment starts from: its document's initial state, or the one of the link before it."""
     b_h = tl.zeros(o_tile.shape, tl.float32)  # [N, BE]
     if first:
         if HAS_INITIAL:
@@ -132,28 +171,24 @@ def selective_scan_fwd_kernel(
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_INITIAL: tl.constexpr, HAS_LINKS: tl.constexpr, STORE_FINAL: tl.constexpr,
 ):  # fmt: skip
-    """out of the segments of one item, and the final states of the documents that end with one of them."""
-    blocks = G * tl.cdiv(width, BE)
-    i_w, i_b = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    """One program walks the segments of one item. It writes `out`, and the final states of documents that end there."""
+    i_w, _i_b, i_g, o_e, m_e = place_of(width, G, BE, EVEN)
     i_item = tl.load(p_item_order + i_w)
     i_first, i_end = tl.load(p_items + i_item), tl.load(p_items + i_item + 1)
     if i_first == i_end:
         return
-    i_g, o_e, m_e = channels_of(i_b, width, BE, EVEN)
     o_tile = tile_of(o_e, N, RUN)
     m_tile, size = m_e[None, :], size_of(E, N)
     b_A = tl.load(p_A + o_tile, mask=m_tile, other=0.0)  # [N, BE]
     b_D, b_bias = load_parameter(p_D, o_e, m_e, HAS_D), load_parameter(p_bias, o_e, m_e, HAS_BIAS)  # [BE]
 
     for i_segment in range(i_first, i_end):
-        i_seq = tl.load(p_seq + i_segment)
-        bos, n = tl.load(p_start + i_segment).to(tl.int64), tl.load(p_length + i_segment)
+        i_seq, bos, n = segment_of(p_start, p_length, p_seq, i_segment)
         first = i_segment == tl.load(p_cu_segments + i_seq)
         b_h = state_before(p_initial, p_links, i_segment, i_seq, first, o_tile, m_tile, size, HAS_INITIAL, HAS_LINKS)
         for i in tl.range(n, num_stages=STAGES):
             t = bos + i
-            b_u = tl.load(p_u + t * stride_u + o_e, mask=m_e, other=0.0).to(tl.float32)  # [BE]
-            b_delta = tl.load(p_delta + t * stride_delta + o_e, mask=m_e, other=0.0)  # [BE]
+            b_u, b_delta = load_drive(p_u, p_delta, t, stride_u, stride_delta, o_e, m_e)  # [BE]
             b_B, b_C = load_pair(p_BC, t * G + i_g, N)  # [N]
             b_step, _ = step_of(b_delta, b_bias, SOFTPLUS)
             b_h = tl.fma(tl.exp2(b_step[None, :] * b_A), b_h, (b_step * b_u)[None, :] * b_B[:, None])  # [N, BE]
@@ -175,15 +210,14 @@ def segment_states_kernel(
     N: tl.constexpr, BE: tl.constexpr, RUN: tl.constexpr, EVEN: tl.constexpr,
     HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
 ):  # fmt: skip
-    """Of a segment that another follows: the state it ends with when it starts from zero, and its sum of Δ."""
-    blocks = G * tl.cdiv(width, BE)
-    i_w, i_b = tl.program_id(0) // blocks, tl.program_id(0) % blocks
+    """One program walks one segment that another follows. It writes the state that the segment ends with when it starts
+    from zero (p_links), and the sum of its Δ (p_elapsed)."""
+    i_w, _i_b, i_g, o_e, m_e = place_of(width, G, BE, EVEN)
     i_segment = tl.load(p_order + i_w)
     i_seq = tl.load(p_seq + i_segment)
     if i_segment + 1 >= tl.load(p_cu_segments + i_seq + 1):
         return
     bos, n = tl.load(p_start + i_segment).to(tl.int64), tl.load(p_length + i_segment)
-    i_g, o_e, m_e = channels_of(i_b, width, BE, EVEN)
     o_tile = tile_of(o_e, N, RUN)
     b_A = tl.load(p_A + o_tile, mask=m_e[None, :], other=0.0)  # [N, BE]
     b_bias = load_parameter(p_bias, o_e, m_e, HAS_BIAS)  # [BE]
@@ -191,8 +225,7 @@ def segment_states_kernel(
 
     for i in tl.range(n, num_stages=STAGES):
         t = bos + i
-        b_u = tl.load(p_u + t * stride_u + o_e, mask=m_e, other=0.0).to(tl.float32)  # [BE]
-        b_delta = tl.load(p_delta + t * stride_delta + o_e, mask=m_e, other=0.0)  # [BE]
+        b_u, b_delta = load_drive(p_u, p_delta, t, stride_u, stride_delta, o_e, m_e)  # [BE]
         b_B, _ = load_pair(p_BC, t * G + i_g, N)  # [N]
         b_step, _ = step_of(b_delta, b_bias, SOFTPLUS)
         b_elapsed += b_step
@@ -207,10 +240,11 @@ def fold_states_kernel(
     p_A, p_ends, p_links, p_elapsed, p_seq, p_cu_segments, p_order, E,
     N: tl.constexpr, BE: tl.constexpr, RUN: tl.constexpr, HAS_ENDS: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
-    """Along one document, in place: what a segment adds becomes what passes the link, x = exp(A ΣΔ) x + added.
+    """One program follows the links of one document and turns, in place, what each segment adds to a state into the
+    state that passes the link: x = exp(A ΣΔ) x + added.
 
-    Forward from the document's initial state; REVERSE from its final state's gradient. p_ends: those. The
-    program of the document's first segment does it, the others have nothing to do.
+    It starts from the document's initial state, or, with REVERSE, from the gradient of its final state (p_ends). The
+    program of the document's first segment does the work, those of its other segments return at once.
     """
     blocks = tl.cdiv(E, BE)
     i_w, i_b = tl.program_id(0) // blocks, tl.program_id(0) % blocks

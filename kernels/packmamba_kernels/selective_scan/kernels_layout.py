@@ -1,6 +1,7 @@
-"""Triton kernels before and after the walks: parameters as they lie there, and sums of what programs leave.
+"""Triton kernels before and after the walks: they lay parameters out, and add up the partial sums of programs.
 
-Each does in one launch what would take torch four to six, which the host has to enqueue. Names as in `kernel.py`.
+Each does in one launch what torch would do in four to six, which the host would have to enqueue. Names as in
+`kernels_forward.py`.
 """
 
 from __future__ import annotations
@@ -16,8 +17,8 @@ def prepare_kernel(
     p_A, p_B, p_C, p_A2, p_BC, T, E, G, stride_Bt, stride_Bg, stride_Ct, stride_Cg,
     N: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """A (E, N) in fp32 and units of log2, and as the state lies, so that exp2 of it times Δ is the decay. B and C
-    -> (T, G, N, 2) in contiguous fp32: converted once here, not once a program in the walks."""
+    """Writes A (E, N) times log2(e), in fp32 and laid out as the state, so that exp2(A2 Δ) is the decay; and B and C as
+    pairs, (T, G, N, 2) in contiguous fp32, so that they are converted once here and not by every program of a walk."""
     blocks = tl.cdiv(size_of(E, N).to(tl.int32), BLOCK)
     i_block = tl.program_id(0)
     if i_block < blocks:
@@ -38,7 +39,8 @@ def prepare_kernel(
 
 @triton.jit
 def sum_of_parts(p_parts, num_parts, stride, o_e, m_e, ROWS: tl.constexpr):
-    """Rows of a matrix `stride` wide, at columns o_e, added in their order by ROWS adders whose sums are then added."""
+    """The sum over num_parts rows of a matrix, `stride` wide, at columns o_e [BE], in a fixed order: sum r of ROWS adds
+    every ROWS-th row from row r on, and these sums are added last."""
     b_sum = tl.zeros([ROWS, o_e.shape[0]], tl.float32)  # [ROWS, BE]
     for i in range(0, num_parts, ROWS):
         o_part = i + tl.arange(0, ROWS)[:, None]  # [ROWS, 1]
@@ -52,7 +54,7 @@ def sum_of_parts(p_parts, num_parts, stride, o_e, m_e, ROWS: tl.constexpr):
 
 @triton.jit
 def sum_blocks(p_parts, p_out, i, T, G, blocks, N: tl.constexpr, ROWS: tl.constexpr):
-    """ROWS tokens of dB or dC, (T, G, N), from the parts of each channel block (G * blocks, T, N), in their order."""
+    """ROWS tokens of dB or dC, (T, G, N): the sum over the channel blocks of p_parts, (G * blocks, T, N), in order."""
     i_g = i % G
     o_t = (i // G).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     o_n = tl.arange(0, N)
@@ -72,8 +74,8 @@ def finish_kernel(
     T, blocks, num_parts, E, G,
     N: tl.constexpr, BE: tl.constexpr, ROWS: tl.constexpr, HAS_D: tl.constexpr, HAS_BIAS: tl.constexpr,
 ):  # fmt: skip
-    """Sums over programs. dA (E, N), dD and dbias (E,) from the parts, num_parts matrices as states lie and
-    (num_parts, E), by N + 2 rows of programs; dB and dC by the programs after those, each 1024 elements."""
+    """Adds up the partial sums of the sweeps' programs. The first N + 2 rows of programs write dA (E, N), a row a
+    state, dD (E,) and dbias (E,). Each program after those writes 1024 elements of dB and of dC."""
     tiles = tl.cdiv(E, BE)
     i_row, i_b = tl.program_id(0) // tiles, tl.program_id(0) % tiles
     if i_row < N + 2:

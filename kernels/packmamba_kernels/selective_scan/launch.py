@@ -39,12 +39,16 @@ BACKWARD = {4: Tile(64, 2), 8: Tile(64, 2), 16: Tile(64, 2), 32: Tile(32, 2), 64
 """By N. With fewer channels a program, the parts of dB and dC (8 N / BE bytes for each token and channel) would grow,
 so many states are spread over warps."""
 
-REGISTERS = {80: {"forward": 128}, 90: {"forward": 128}}
-"""By architecture, at N = 16 only: caps that cost nothing and let 16 warps run on an SM."""
+REGISTERS = {80: {"forward": 128}, 86: {"forward": 128}, 89: {"forward": 128}, 90: {"forward": 128}}
+"""By architecture, at N = 16 only: caps on a thread's registers that cost nothing and let 16 warps run on an SM."""
 
-LEAN = (80,)
-"""Architectures on which the sweeps, at N = 16, compute addresses where they are used, for kept ones would spill: a
-twelfth more instructions."""
+LEAN = {16: (80, 86, 89), 32: (80, 86, 89, 100)}
+"""By N, the architectures on which the sweeps compute addresses where they are used, because kept ones would
+spill; with more states all of them. It costs up to a twelfth more instructions."""
+
+WORDS = (32, 64, 128)
+"""The N for which the backward loads rows of 16-bit inputs as 32-bit words: a lane's share of a row is one channel,
+and an asynchronous copy takes no less than 32 bits."""
 
 PARTIAL_SUMS = 2**26
 """Elements of the scratch in which programs leave their parts of dA: it bounds the programs along the walks."""
@@ -134,6 +138,7 @@ def backward(
     sweep["LEAN"] = is_lean(architecture, num_states)
     strides = (u.stride(0), delta.stride(0), _stride(z))
     counts = (num_walks, num_programs, num_tokens)
+    words = {"WORDS": loads_words(num_states, shape.options["EVEN"], dout, u, delta, z)}
     with device_of(u):
         _prepare(kernels, A, B, C, A2, BC)
         kernels.launch(
@@ -141,7 +146,7 @@ def backward(
             (dout, u, delta, z, BC, A2, D, delta_bias, initial_states, links,
              inflow, chunk_states, chunk_steps, final, out, dz, dC_parts, dA_parts, dD_parts,
              *_walked(segments), *counts, *strides, *shape.sizes),
-            lambda: shape.options | flags | sweep | register_cap(architecture, num_states, "forward_sweep")
+            lambda: shape.options | flags | sweep | words | register_cap(architecture, num_states, "forward_sweep")
             | {"STORE_FINAL": dfinal is not None, "STORE_OUT": options.return_out},
         )  # fmt: skip
         if num_links > 0:
@@ -149,7 +154,7 @@ def backward(
                 "segment_grads", kernels_backward.segment_grads_kernel, num_links * shape.blocks,
                 (dout, delta, z, BC, A2, delta_bias, dlinks, elapsed, *_passed(segments),
                  delta.stride(0), _stride(z), *shape.sizes),
-                lambda: shape.options | flags,
+                lambda: shape.options | flags | words,
             )  # fmt: skip
             _fold(kernels, A2, dfinal, dlinks, elapsed, segments, channels, num_states, reverse=True)
         kernels.launch(
@@ -157,7 +162,7 @@ def backward(
             (dout, u, delta, z, BC, A2, D, delta_bias, links, dlinks, dfinal,
              inflow, chunk_states, chunk_steps, final, du, ddelta, dB_parts, dA_parts, dbias_parts, dinitial,
              *_walked(segments), *counts, *strides, *shape.sizes),
-            lambda: shape.options | flags | sweep | register_cap(architecture, num_states, "reverse_sweep")
+            lambda: shape.options | flags | sweep | words | register_cap(architecture, num_states, "reverse_sweep")
             | {"HAS_DFINAL": dfinal is not None},
         )  # fmt: skip
         kernels.launch(
@@ -233,8 +238,17 @@ def register_cap(architecture: int, num_states: int, kernel: str) -> dict[str, i
 
 
 def is_lean(architecture: int, num_states: int) -> bool:
-    """Whether the sweeps keep no addresses."""
-    return architecture in LEAN and num_states == 16
+    """Whether the sweeps keep no addresses over a loop."""
+    return num_states > 32 or architecture in LEAN.get(num_states, ())
+
+
+def loads_words(num_states: int, even: bool, *rows: Tensor | None) -> bool:
+    """Whether the backward loads these rows as 32-bit words, where they have 16 bits: each has to begin at one."""
+    return (
+        num_states in WORDS
+        and even
+        and all(x is None or (x.data_ptr() % 16 == 0 and x.stride(0) * x.element_size() % 4 == 0) for x in rows)
+    )
 
 
 def _normalised(inputs: ScanInputs) -> ScanInputs:

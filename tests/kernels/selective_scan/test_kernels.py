@@ -112,6 +112,37 @@ def test_equals_the_definition_for_every_number_of_states(states):
     assert_kernel_same_as_definition([7, 2], channels=3, states=states)
 
 
+@pytest.mark.parametrize(
+    ("states", "dtype", "channels", "groups"),
+    [
+        (32, torch.bfloat16, 64, 2),
+        (64, torch.bfloat16, 32, None),
+        (128, torch.float16, 32, None),
+    ],
+    ids=str,
+)
+def test_many_states_equal_the_definition_over_links_and_whole_channel_blocks(states, dtype, channels, groups):
+    assert_kernel_same_as_definition([3, 66], dtype, channels, states, groups)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_rows_loaded_as_words_and_as_they_are_give_the_same_bits(dtype, monkeypatch):
+    """Rows that do not begin at a multiple of 32 bits cannot be loaded as words."""
+    from packmamba_kernels.selective_scan import launch
+
+    def at_odd_strides(u, delta, z, **others):
+        u, delta, z, _ = torch.cat([u, delta, z, u[:, :1]], 1).split([32, 32, 32, 1], 1)
+        return selective_scan(u, delta, z=z, **others)
+
+    taken, chosen = [], launch.loads_words
+    monkeypatch.setattr(launch, "loads_words", lambda *given: taken.append(chosen(*given)) or taken[-1])
+    inputs, cu_seqlens = make_inputs([5, 2], 32, 32, None, dtype), cu_seqlens_of([5, 2])
+    as_words, as_they_are = (run(function, inputs, cu_seqlens) for function in (selective_scan, at_odd_strides))
+    assert taken == [True, False]
+    for name, value in as_words.items():
+        assert_identical(name, value, as_they_are[name])
+
+
 @pytest.mark.parametrize(("channels", "groups"), [(70, None), (140, 2), (128, None)])
 def test_equals_the_definition_for_several_channel_blocks(channels, groups):
     assert_kernel_same_as_definition([6, 3], channels=channels, states=16, groups=groups)
