@@ -58,7 +58,7 @@ DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, 
 
 _SCAN_TABLES = ("p_start", "p_length", "p_seq", "p_cu_segments", "p_order", "p_items", "p_item_order")
 _SCAN_ACTIVATIONS = ("p_u", "p_delta", "p_z", "p_out", "p_dout", "p_du", "p_ddelta", "p_dz")
-_SCAN_ALIGNED = ("stride_u", "stride_delta", "stride_z", "E", "width")
+_SCAN_ALIGNED = ("stride_u", "stride_delta", "stride_z", "stride_dz", "E", "width")
 _CONV_ACTIVATIONS = (
     "x",
     "initial_states",
@@ -141,7 +141,9 @@ def compile_conv(
     kinds = dict.fromkeys(_CONV_ACTIVATIONS, dtype) | dict.fromkeys(_CONV_SUMS, accumulated)
     kinds |= dict.fromkeys(_CONV_TABLES, "i32")
     pointers = {name: kinds[name] for name in kernel.arg_names if name in kinds and name not in constants}
-    return compile_kernel(kernel, pointers, constants, architecture=architecture, aligned=("stride_x", "E"), **launch)
+    return compile_kernel(
+        kernel, pointers, constants, architecture=architecture, aligned=("stride_x", "stride_dx", "E"), **launch
+    )
 
 
 def describe(architectures: Sequence[int] = ARCHITECTURES, states: int = 16, width: int = 4) -> list[dict[str, Any]]:

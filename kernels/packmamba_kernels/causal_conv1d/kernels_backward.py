@@ -18,13 +18,13 @@ from packmamba_kernels.causal_conv1d.kernels_forward import load_filters, load_h
 @triton.jit(do_not_specialize=["num_segments", "segments_per_program"])
 def causal_conv1d_bwd_kernel(
     dout, dfinal_states, x, weight, bias, initial_states, dx, dinitial_states, partial,
-    cu_seqlens, segment_start, segment_length, segment_seq, stride_x, E, num_segments, segments_per_program,
+    cu_seqlens, segment_start, segment_length, segment_seq, stride_x, stride_dx, E, num_segments, segments_per_program,
     W: tl.constexpr, BE: tl.constexpr, ROWS: tl.constexpr, HAS_BIAS: tl.constexpr, HAS_INITIAL: tl.constexpr,
     HAS_DFINAL: tl.constexpr, SILU: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """One program walks segments_per_program segments. Inputs as in the forward; dout, dx: (T, E); dfinal_states,
-    dinitial_states: (S, E, W-1). partial: (programs along I, W+1, E), each program's sums for the filters and, last,
-    for the bias.
+    """One program walks segments_per_program segments. Inputs as in the forward; dout, dx: (T, E), rows of dx stride_dx
+    apart; dfinal_states, dinitial_states: (S, E, W-1). partial: (programs along I, W+1, E), each program's sums for the
+    filters and, last, for the bias.
 
     A walk goes W-1 tokens past the segment, inside its document, because a token's gradient comes from the W-1 outputs
     after it: `pending` holds the gradients of the last W-1 tokens, to which later outputs still add."""
@@ -51,7 +51,7 @@ def causal_conv1d_bwd_kernel(
         o_state = (i_seq * E + o_e) * (W - 1)  # [BE]
         p_x = x + start * stride_x  # a row, as p_out and the like
         p_dout = dout + start * E
-        p_dx = dx + (start - (W - 1)) * E  # W-1 rows behind
+        p_dx = dx + (start - (W - 1)) * stride_dx  # W-1 rows behind
         m_first = o_e < tl.where(start == bos, E, 0)  # [BE]
         m_past = o_e < tl.where(start != bos, E, 0)  # [BE]
         history = load_history(p_x, initial_states, o_e, o_state, m_past, m_first, stride_x, W, HAS_INITIAL, ACC)
@@ -97,10 +97,10 @@ def causal_conv1d_bwd_kernel(
                     m_0 = o_e < tl.where((start == bos) & (i + r < W - 1), E, 0)  # [BE]
                     tl.store(p_0, b_dx.to(dinitial_states.dtype.element_ty), mask=m_0)
                 m_dx = o_e < tl.where((i + r >= W - 1) & (i + r < length + W - 1), E, 0)  # [BE]
-                tl.store(p_dx + r * E + o_e, b_dx.to(dx.dtype.element_ty), mask=m_dx)
+                tl.store(p_dx + r * stride_dx + o_e, b_dx.to(dx.dtype.element_ty), mask=m_dx)
             p_x += ROWS * stride_x
             p_dout += ROWS * E
-            p_dx += ROWS * E
+            p_dx += ROWS * stride_dx
 
     p_partial = partial + i_program.to(tl.int64) * (W + 1) * E + o_e  # [BE]
     for w in tl.static_range(W):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -81,21 +82,25 @@ def backward(
     cu_seqlens: Tensor,
     segments: Segments,
     options: ConvOptions,
+    into: Mapping[str, Tensor],
 ) -> ConvGradients:
-    """As `reference.backward`. Each program sums its tokens' part of the filters' gradient into its own row of a
-    scratch, which is then added up in a fixed order."""
+    """As `reference.backward`. into: where to write dx, if not to memory of its own; its last stride is 1.
+
+    Each program sums its tokens' part of the filters' gradient into its own row of a scratch, which is then added up in
+    a fixed order.
+    """
     x, weight, bias, initial_states = _normalised(inputs)
     dout, dfinal_states = dout.contiguous(), _contiguous(dfinal_states)
     channels, width = weight.shape
     num_segments = segments.num_segments
     segments_per_program = cdiv(num_segments, MAX_PARTIALS)
     num_programs = cdiv(num_segments, segments_per_program)
-    dx, dweight = empty_like(x), empty_like(weight)
+    dx, dweight = into["dx"] if "dx" in into else empty_like(x), empty_like(weight)
     dbias, dinitial_states = _gradient(bias), _gradient(initial_states)
     sum_dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
     partial = torch.empty(num_programs, width + 1, channels, dtype=sum_dtype, device=x.device)
     kernels = compiled_for(
-        (x, weight, bias, initial_states, dout, dfinal_states, cu_seqlens, segments.start),
+        (x, weight, bias, initial_states, dout, dfinal_states, dx, cu_seqlens, segments.start),
         "conv backward", width, channels, options.activation,
     )  # fmt: skip
     with device_of(x):
@@ -105,7 +110,7 @@ def backward(
             num_programs * cdiv(channels, _block(BACKWARD, x.dtype)),
             (
                 dout, dfinal_states, x, weight, bias, initial_states, dx, dinitial_states, partial,
-                *_tables(cu_seqlens, segments), x.stride(0), channels, num_segments, segments_per_program,
+                *_tables(cu_seqlens, segments), x.stride(0), dx.stride(0), channels, num_segments, segments_per_program,
             ),
             lambda: launch_options(
                 BACKWARD,

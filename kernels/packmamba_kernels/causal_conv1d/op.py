@@ -5,7 +5,7 @@ T tokens in a pack · S sequences (documents) · E channels · W width of the co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -94,10 +94,11 @@ def _backward(
     kept: Sequence[Tensor],
     documents: Documents,
     options: ConvOptions,
+    into: Mapping[str, Tensor],
 ) -> ConvGradients:
     if runs_kernel(inputs.x):
         segments = documents.segments()
-        return _kernels().backward(dout, dfinal_states, inputs, documents.cu_seqlens, segments, options)
+        return _kernels().backward(dout, dfinal_states, inputs, documents.cu_seqlens, segments, options, into)
     return reference.backward(dout, dfinal_states, inputs, documents.cu_seqlens, options)
 
 

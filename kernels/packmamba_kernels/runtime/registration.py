@@ -7,7 +7,7 @@ functions take flat arguments, as torch's schemas want: a pack's documents as `c
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, get_type_hints
 
@@ -20,6 +20,7 @@ from packmamba_kernels.runtime.dispatch import may_bypass_dispatcher
 from packmamba_kernels.schedule import Documents, Offsets, Schedule, most_segments
 
 _SCHEMA_TYPES = {Tensor: "Tensor", Tensor | None: "Tensor?", bool: "bool", str | None: "str?"}
+_NOWHERE: Mapping[str, Tensor] = {}
 _DOCUMENTS = "Tensor cu_seqlens, Tensor? schedule, SymInt[] offsets"
 
 
@@ -43,8 +44,8 @@ class Definition:
     forward: Callable[..., Any]
     """forward(inputs, documents, options) -> results."""
     backward: Callable[..., Any]
-    """backward(dout, dfinal_states, inputs, kept, documents, options) -> gradients. kept: the results after the first
-    two."""
+    """backward(dout, dfinal_states, inputs, kept, documents, options, into) -> gradients. kept: the results after the
+    first two. into: memory for gradients, by name, which it may write to."""
     fake_forward: Callable[..., Any]
     """As forward, on tensors without data: shapes and dtypes only."""
     fake_backward: Callable[..., Any]
@@ -123,16 +124,22 @@ class Operator:
         kept: Sequence[Tensor],
         documents: Documents,
         options: Any,
+        into: Mapping[str, Tensor] = _NOWHERE,
     ) -> Any:
-        """The gradients. kept: the results of the forward after the first two. The registered backward refuses to be
-        differentiated again."""
+        """The gradients. kept: the results of the forward after the first two. into: by name, the memory some of them
+        are to lie in, for callers that want two beside each other. The registered backward refuses to be differentiated
+        again."""
         tensors = (dout, dfinal_states, *inputs, *kept, documents.cu_seqlens)
         if not torch.is_grad_enabled() and may_bypass_dispatcher(tensors):
-            return self.definition.backward(dout, dfinal_states, inputs, kept, documents, options)
-        flat = (dout, dfinal_states, *kept, *inputs, *_flat(documents), *options)
-        gradients = self.registered_backward(*flat)
-        absent = [x is None for x in inputs] + [False] * (len(gradients) - self._num_inputs)
-        return self.definition.gradients(*(None if none else g for none, g in zip(absent, gradients, strict=True)))
+            gradients = self.definition.backward(dout, dfinal_states, inputs, kept, documents, options, into)
+        else:
+            flat = self.registered_backward(dout, dfinal_states, *kept, *inputs, *_flat(documents), *options)
+            absent = [x is None for x in inputs] + [False] * (len(flat) - self._num_inputs)
+            gradients = self.definition.gradients(*(None if a else g for a, g in zip(absent, flat, strict=True)))
+        for name, place in into.items():
+            if getattr(gradients, name) is not place:
+                gradients = gradients._replace(**{name: place.copy_(getattr(gradients, name))})
+        return gradients
 
     def _forward(self, inputs: Any, documents: Documents, options: Any) -> Any:
         check_values(documents, inputs[0], inputs._fields[0])
@@ -177,7 +184,7 @@ class Operator:
 
     def _flat_backward(self, dout: Tensor, dfinal_states: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:
         kept, (inputs, documents, options) = flat[: self._num_kept], self._named(flat[self._num_kept :])
-        gradients = self.definition.backward(dout, dfinal_states, inputs, kept, documents, options)
+        gradients = self.definition.backward(dout, dfinal_states, inputs, kept, documents, options, _NOWHERE)
         return _without_none(gradients, dout)
 
     def _flat_fake_backward(self, dout: Tensor, dfinal_states: Tensor | None, *flat: Any) -> tuple[Tensor, ...]:

@@ -95,7 +95,7 @@ def forward_sweep_kernel(
     p_dout, p_u, p_delta, p_z, p_BC, p_A, p_D, p_bias, p_initial, p_links,
     p_inflow, p_chunk_states, p_chunk_steps, p_final, p_out, p_dz, p_dC, p_dA, p_dD,
     p_start, p_length, p_seq, p_cu_segments, p_items, p_item_order, num_items, num_programs, T,
-    stride_u, stride_delta, stride_z, E, width, G,
+    stride_u, stride_delta, stride_z, stride_dz, E, width, G,
     N: tl.constexpr, BE: tl.constexpr, RUN: tl.constexpr, EVEN: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_INITIAL: tl.constexpr, HAS_LINKS: tl.constexpr, STORE_FINAL: tl.constexpr, STORE_OUT: tl.constexpr,
@@ -153,7 +153,7 @@ def forward_sweep_kernel(
                         b_sigmoid = sigmoid(b_z)
                         b_silu = b_z * b_sigmoid
                         b_dz = b_dy * b_y * (b_sigmoid + b_silu * (1.0 - b_sigmoid))  # [BE]
-                        tl.store(p_dz + t * E + o_e, b_dz.to(p_dz.dtype.element_ty), mask=m_e)
+                        tl.store(p_dz + t * stride_dz + o_e, b_dz.to(p_dz.dtype.element_ty), mask=m_e)
                         b_dy = b_dy * b_silu
                         b_y = b_y * b_silu
                     if STORE_OUT:

@@ -5,6 +5,7 @@ T tokens in a pack · S sequences (documents) · E channels · N states of a cha
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from math import prod
@@ -106,8 +107,10 @@ def backward(
     links: Tensor,
     segments: Segments,
     options: ScanOptions,
+    into: Mapping[str, Tensor],
 ) -> ScanGradients:
-    """As `reference.backward`. links: as the forward's result."""
+    """As `reference.backward`. links: as the forward's result. into: where to write dz, if not to memory of its own;
+    its last stride is 1."""
     u, delta, A, B, C, D, z, delta_bias, initial_states = _normalised(inputs)
     dout, dfinal = dout.contiguous(), _matrices(dfinal_states)
     (num_tokens, channels), num_states, groups = u.shape, A.shape[1], inputs.num_groups
@@ -115,13 +118,14 @@ def backward(
     shape = _shape(channels, groups, num_states, BACKWARD[num_states])
     size, narrow = prod(matrix_shape(channels, num_states)), num_tokens * num_states
     num_programs = max(1, min(num_walks, PARTIAL_SUMS // size))
+    dz = into["dz"] if "dz" in into else _gradient(z)
     kernels = compiled_for(
-        (dout, dfinal, u, delta, A, B, C, D, z, delta_bias, initial_states, links, segments.start),
+        (dout, dfinal, dz, u, delta, A, B, C, D, z, delta_bias, initial_states, links, segments.start),
         "scan backward", channels, num_states, groups, options.delta_softplus, num_links > 0, options.return_out,
     )  # fmt: skip
 
     du, ddelta, dA, dB, dC = (empty_like(x) for x in (u, delta, A, B, C))
-    dD, dz, dbias = _gradient(D), _gradient(z), _gradient(delta_bias)
+    dD, dbias = _gradient(D), _gradient(delta_bias)
     out = empty_like(u) if options.return_out else None
     dinitial = None if initial_states is None else torch.empty_like(initial_states)
     final = None if dfinal is None else torch.empty_like(dfinal)
@@ -145,7 +149,7 @@ def backward(
             "forward_sweep", kernels_backward.forward_sweep_kernel, num_programs * shape.blocks,
             (dout, u, delta, z, BC, A2, D, delta_bias, initial_states, links,
              inflow, chunk_states, chunk_steps, final, out, dz, dC_parts, dA_parts, dD_parts,
-             *_walked(segments), *counts, *strides, *shape.sizes),
+             *_walked(segments), *counts, *strides, _stride(dz), *shape.sizes),
             lambda: shape.options | flags | sweep | words | register_cap(architecture, num_states, "forward_sweep")
             | {"STORE_FINAL": dfinal is not None, "STORE_OUT": options.return_out},
         )  # fmt: skip

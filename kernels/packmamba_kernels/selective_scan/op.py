@@ -5,7 +5,7 @@ T tokens in a pack · S sequences (documents) · E channels · N states of a cha
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -91,11 +91,6 @@ def segment_size(u: Tensor, count: Callable[[int], int]) -> int:
     return CHUNK
 
 
-def _implementation(u: Tensor) -> Any:
-    """The module that computes: the kernels' launches, or the reference."""
-    return _kernels() if runs_kernel(u) else reference
-
-
 @cache
 def _kernels() -> Any:
     """Imports triton, so it waits until a kernel is needed; the import statement alone takes a microsecond a call."""
@@ -105,7 +100,8 @@ def _kernels() -> Any:
 
 
 def _forward(inputs: ScanInputs, documents: Documents, options: ScanOptions) -> ScanResults:
-    return _implementation(inputs.u).forward(inputs, documents.segments(), options)
+    implementation = _kernels() if runs_kernel(inputs.u) else reference
+    return implementation.forward(inputs, documents.segments(), options)
 
 
 def _backward(
@@ -115,9 +111,13 @@ def _backward(
     kept: Sequence[Tensor],
     documents: Documents,
     options: ScanOptions,
+    into: Mapping[str, Tensor],
 ) -> ScanGradients:
     (starts,) = kept
-    return _implementation(inputs.u).backward(dout, dfinal_states, inputs, starts, documents.segments(), options)
+    segments = documents.segments()
+    if runs_kernel(inputs.u):
+        return _kernels().backward(dout, dfinal_states, inputs, starts, segments, options, into)
+    return reference.backward(dout, dfinal_states, inputs, starts, segments, options)
 
 
 def _fake_forward(inputs: ScanInputs, documents: Documents, options: ScanOptions) -> ScanResults:

@@ -81,15 +81,16 @@ class _Mamba1Inner(torch.autograd.Function):
         dt, B, C = _split(narrow, W_dt, A)
         delta = F.linear(dt, W_dt.to(u.dtype))
         dy = dout @ W_out.to(dout.dtype)
-        scan = SELECTIVE_SCAN.backward(
-            dy, None, ScanInputs(u, delta, A, B, C, D, z, dt_bias, None), (states,), scan_documents, _SCAN_AGAIN
-        )
+        dxz = torch.empty_like(xz)
+        dx, dz = dxz.chunk(2, dim=-1)
+        scan_inputs = ScanInputs(u, delta, A, B, C, D, z, dt_bias, None)
+        scan = SELECTIVE_SCAN.backward(dy, None, scan_inputs, (states,), scan_documents, _SCAN_AGAIN, into={"dz": dz})
         ddt = scan.ddelta @ W_dt.to(u.dtype)
         dnarrow = torch.cat([ddt, scan.dB, scan.dC], dim=-1)
         du = scan.du.addmm_(dnarrow, W_x.to(u.dtype))
-        conv = CAUSAL_CONV1D.backward(du, None, conv_inputs, (), conv_documents, _CONV)
+        conv = CAUSAL_CONV1D.backward(du, None, conv_inputs, (), conv_documents, _CONV, into={"dx": dx})
         return (
-            torch.cat([conv.dx, scan.dz], dim=-1),
+            dxz,
             conv.dweight,
             conv.dbias,
             (dnarrow.T @ u).to(W_x.dtype),

@@ -7,6 +7,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 from packmamba_kernels import causal_conv1d, selective_scan
+from packmamba_kernels.causal_conv1d.inputs import ConvInputs, ConvOptions
 from packmamba_kernels.causal_conv1d.op import CAUSAL_CONV1D
 from packmamba_kernels.runtime import dispatch as _dispatch
 from packmamba_kernels.selective_scan.inputs import ScanInputs, ScanOptions
@@ -179,3 +180,29 @@ def test_the_switch_sends_every_call_through_the_dispatcher_and_changes_nothing(
     assert len(dispatched) == 2
     for key, value in wanted.items():
         assert_identical(key, value, actual[key])
+
+
+@pytest.mark.parametrize("dispatched", [False, True])
+def test_gradients_may_be_written_beside_each_other(dispatched, monkeypatch):
+    monkeypatch.setattr(_dispatch, "ALWAYS_DISPATCH", dispatched)
+    inputs, cu_seqlens = ScanInputs(**make_inputs([70, 3])), cu_seqlens_of([70, 3])
+    documents, options = SELECTIVE_SCAN.documents(inputs.u, cu_seqlens, None), ScanOptions(delta_softplus=True)
+    convolution, conv_options = ConvInputs(**conv_inputs()), ConvOptions("silu")
+    conv_documents = CAUSAL_CONV1D.documents(convolution.x, cu_seqlens, None)
+    with torch.no_grad():
+        out, _, *kept = SELECTIVE_SCAN.forward(inputs, documents, options)
+        both = torch.full((73, 13), float("nan"), device=DEVICE)  # 6 and 6 channels, one between
+        into = {"dz": both[:, 7:]}
+        wanted = SELECTIVE_SCAN.backward(out, None, inputs, kept, documents, options)
+        actual = SELECTIVE_SCAN.backward(out, None, inputs, kept, documents, options, into)
+        assert actual.dz is into["dz"]
+        for name, value in wanted._asdict().items():
+            if value is not None and value.numel():
+                assert_identical(name, value, getattr(actual, name))
+        into = {"dx": both[:, :6]}
+        wanted = CAUSAL_CONV1D.backward(out, None, convolution, (), conv_documents, conv_options)
+        actual = CAUSAL_CONV1D.backward(out, None, convolution, (), conv_documents, conv_options, into)
+        assert actual.dx is into["dx"]
+        for name, value in wanted._asdict().items():
+            assert_identical(name, value, getattr(actual, name))
+    assert both[:, 6].isnan().all()
