@@ -29,7 +29,7 @@ def run_python(*arguments):
 
 def test_every_operator_is_measured_with_its_launches_and_written_down(tmp_path):
     output = tmp_path / "new" / "host.json"
-    table = run_python("-m", "packmamba.compare", "host", "--runs", "2", "--output", str(output))
+    table = run_python("-m", "benchmarks", "host", "--runs", "2", "--output", str(output))
     report = json.loads(output.read_text())
     assert report["launches"] == "do nothing"
     assert "kernel launches did nothing" in table
