@@ -222,9 +222,9 @@ def build_schedule(cu_seqlens: Tensor, num_tokens: int | None = None, *, sizes: 
         offsets.append(level)
         tables += _cut(bounds, lengths, cu_segments, level, num_tokens)
         begin += sum(map(_rounded, level.table_sizes(num_tokens, num_seqs).values()))
-    buffer = torch.zeros(begin, dtype=torch.int32, device=cu_seqlens.device)
-    for view, table in zip(_tables(buffer, 0, [table.shape[0] for table in tables]), tables, strict=True):
-        view.copy_(table)
+    padding = bounds.new_zeros(ALIGNMENT)
+    pieces = [piece for table in tables for piece in (table, padding[: -table.shape[0] % ALIGNMENT])]
+    buffer = torch.cat(pieces).int()
     return Schedule(buffer, num_tokens, num_seqs, tuple(offsets))
 
 
