@@ -14,6 +14,11 @@ from typing import Any
 
 import pytest
 import torch
+
+pytest.importorskip("yaml")
+pytest.importorskip("lightning")
+pytest.importorskip("jsonargparse")
+
 import yaml
 
 from packmamba.cli.fit import run as run_fit
