@@ -31,6 +31,10 @@ class FileInTheWayError(UsageFileError, FileExistsError):
     """A file or folder that would have to be overwritten."""
 
 
+class UnreachableError(UsageFileError, ConnectionError):
+    """A data set that is neither reachable nor there already."""
+
+
 class MissingPackageError(UsageError, ModuleNotFoundError):
     """An optional package that is not installed. The message says how to install it."""
 

@@ -18,7 +18,7 @@ from packmamba_kernels.runtime.triton_glue import INTERPRET
 from tests.support import DEVICE
 
 MODULES = {
-    "causal_conv1d/test_causal_conv1d.py": 60,
+    "causal_conv1d/test_causal_conv1d.py": 50,
     "selective_scan/test_kernels.py": 30,
     "selective_scan/test_layout.py": 20,
     "selective_scan/test_production.py": 3,

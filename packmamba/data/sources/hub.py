@@ -11,6 +11,7 @@ from datasets import Dataset, IterableDataset
 
 from packmamba.data.sources.base import TableSource
 from packmamba.data.sources.stream import Stream
+from packmamba.errors import UnreachableError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +46,7 @@ class HubDataset(TableSource):
                 self.name, self.config, split=self.split, revision=self.revision, streaming=streaming
             )
         except ConnectionError as error:
-            raise ConnectionError(
+            raise UnreachableError(
                 f"cannot reach the hub for dataset {self.name!r} ({error}), and it is not in the local cache; "
                 "use local files (Files, DatasetFolder), or the offline default PythonDocs"
             ) from error
