@@ -211,16 +211,18 @@ def build_schedule(cu_seqlens: Tensor, num_tokens: int | None = None, *, sizes: 
         num_tokens = int(cu_seqlens[-1])
     bounds = cu_seqlens.long()
     lengths = bounds.diff()
+    first, last = bounds[:1], bounds[-1:]
+    stretches = {step: _stretches(num_tokens, step, bounds.device) for step in {min(size, WALK) for size in sizes}}
     tables: list[Tensor] = [bounds]
     offsets: list[Offsets] = []
     begin = _rounded(num_seqs + 1)
     for size in sizes:
         counts = (lengths + (size - 1)) // size
-        cu_segments = torch.cat([counts.new_zeros(1), counts.cumsum(0)])
+        cu_segments = torch.cat([first, counts.cumsum(0)])  # the first bound is 0
         num_segments = int(cu_segments[-1]) if exact else most_segments(size, num_tokens, num_seqs)
         level = Offsets(size, begin, num_segments)
         offsets.append(level)
-        tables += _cut(bounds, lengths, cu_segments, level, num_tokens)
+        tables += _cut(bounds, lengths, last, cu_segments, level, stretches[min(size, WALK)], exact=exact)
         begin += sum(map(_rounded, level.table_sizes(num_tokens, num_seqs).values()))
     padding = bounds.new_zeros(ALIGNMENT)
     pieces = [piece for table in tables for piece in (table, padding[: -table.shape[0] % ALIGNMENT])]
@@ -228,20 +230,32 @@ def build_schedule(cu_seqlens: Tensor, num_tokens: int | None = None, *, sizes: 
     return Schedule(buffer, num_tokens, num_seqs, tuple(offsets))
 
 
-def _cut(bounds: Tensor, lengths: Tensor, cu_segments: Tensor, level: Offsets, num_tokens: int) -> tuple[Tensor, ...]:
-    """The tables of one size, int64, in the order of `Offsets.table_sizes`."""
+def _stretches(num_tokens: int, step: int, device: torch.device) -> Tensor:
+    """Where the pack's stretches of `step` tokens begin, and T rounded up to one."""
+    return torch.arange(-(-num_tokens // step) + 1, device=device) * step
+
+
+def _cut(
+    bounds: Tensor, lengths: Tensor, last: Tensor, cu_segments: Tensor, level: Offsets, stretch: Tensor, *, exact: bool
+) -> tuple[Tensor, ...]:
+    """The tables of one size, int64, in the order of `Offsets.table_sizes`. last: (1,), T. exact: there are no empty
+    segments, whose rows would have to be held within bounds."""
     size, _, num_segments = level
     segment = torch.arange(num_segments, device=bounds.device)
-    seq = torch.searchsorted(cu_segments[1:], segment, right=True).clamp(max=lengths.shape[0] - 1)
+    seq = torch.searchsorted(cu_segments[1:], segment, right=True)
+    if not exact:
+        seq = seq.clamp(max=lengths.shape[0] - 1)
     offset = (segment - cu_segments[seq]) * size
-    left = (lengths[seq] - offset).clamp(min=0)  # tokens from the segment's start to its document's end
+    left = lengths[seq] - offset  # tokens from the segment's start to its document's end
+    start = bounds[seq] + offset
+    if not exact:
+        left, start = left.clamp(min=0), torch.minimum(start, last)
     length = left.clamp(max=size)
-    start = torch.minimum(bounds[seq] + offset, bounds[-1])
     order = torch.argsort(2 * length + (left > size), descending=True, stable=True)
-    step = min(size, WALK)
-    stretch = torch.arange(-(-num_tokens // step) + 1, device=bounds.device) * step
-    walks = torch.minimum(torch.searchsorted(start, stretch), cu_segments[-1])
-    tokens = torch.cat([start, bounds[-1:]])[walks].diff()
+    walks = torch.searchsorted(start, stretch)
+    if not exact:
+        walks = torch.minimum(walks, cu_segments[-1])
+    tokens = torch.cat([start, last])[walks].diff()
     walk_order = torch.argsort(tokens, descending=True, stable=True)
     return start, length, seq, cu_segments, order, walks, walk_order
 
