@@ -48,7 +48,7 @@ _TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 class CompiledKernel:
     architecture: int
     registers: int
-    """Of one thread."""
+    """Registers of one thread."""
     stack: int
     """Bytes of one thread: what was spilled."""
     shared: int
@@ -121,7 +121,7 @@ def compile_kernel(
 
 
 def _hot_conversions(ttgir: str) -> tuple[str, ...]:
-    """Of each loop without another inside: what lies between its `scf.for` and the next `scf.yield`."""
+    """The text of each loop without another inside: what lies between its `scf.for` and the next `scf.yield`."""
     loops = re.findall(r"scf\.for ((?:(?!scf\.for).)*?)\n\s+scf\.yield", ttgir, re.DOTALL)
     assert loops or "scf.for" not in ttgir
     return tuple(re.findall(r"ttg\.convert_layout .*-> tensor<([\dxa-z]+)", "".join(loops)))

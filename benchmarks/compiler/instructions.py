@@ -56,7 +56,7 @@ COUNTED = (
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32, "fp64": torch.float64}
 
-_SCAN_TABLES = ("p_start", "p_length", "p_seq", "p_cu_segments", "p_order", "p_items", "p_item_order")
+_SCAN_TABLES = ("p_start", "p_length", "p_seq", "p_cu_segments", "p_order", "p_walks", "p_walk_order")
 _SCAN_ACTIVATIONS = ("p_u", "p_delta", "p_z", "p_out", "p_dout", "p_du", "p_ddelta", "p_dz")
 _SCAN_ALIGNED = ("stride_u", "stride_delta", "stride_z", "stride_dz", "E", "width")
 _CONV_ACTIVATIONS = (

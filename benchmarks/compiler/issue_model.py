@@ -79,7 +79,7 @@ class Timing(NamedTuple):
 @dataclass(frozen=True)
 class Modelled:
     cycles: float
-    """Of a sub-partition, for one warp's pass through the loop."""
+    """Cycles of a sub-partition, for one warp's pass through the loop."""
     waits: tuple[float, ...]
     """Mean cycles, of each instruction, between the end of the stall, or branch, before it and its issue."""
 

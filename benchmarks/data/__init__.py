@@ -1,1 +1,1 @@
-"""Benchmarks: data."""
+"""How full packs become, how fast batches are loaded and texts tokenised."""

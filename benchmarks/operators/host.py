@@ -39,7 +39,7 @@ STATES, WIDTH = 16, 4
 @dataclass(frozen=True)
 class Size:
     lengths: tuple[int, ...]
-    """Of the documents. Some are longer than a segment, so that state is passed."""
+    """Tokens of each document. Some are longer than a segment, so that state is passed."""
     channels: int
     rank: int
 

@@ -179,7 +179,7 @@ class Documents(NamedTuple):
     num_tokens: int
     schedule: Schedule | None
     offsets: Offsets
-    """Of the segments that suit the call. Without a schedule: their size, and the most there can be."""
+    """The segments that suit the call. Without a schedule: their size, and the most there can be."""
 
     def segments(self) -> Segments:
         """Those of the schedule; without one, built now. Not for fake tensors: the schedule keeps them."""

@@ -39,7 +39,7 @@ class Mode:
     kind: str
     """A name of PEER_KINDS."""
     strategy: str = "best_fit_decreasing"
-    """Of `packed`."""
+    """The packing strategy of mode `packed`."""
     size: int | None = None
     """Rows of a batch of `padded…`, tokens of a row of `dense`."""
     peer: str | None = None

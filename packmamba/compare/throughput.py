@@ -63,7 +63,7 @@ class ModeResult:
     optimizer_seconds: tuple[float, ...] = ()
     """The optimiser's share of them."""
     flops: int = 0
-    """Of forward and backward of one pass over the real tokens, by formula."""
+    """FLOPs of one pass over the real tokens, forward and backward, by formula."""
     activation_bytes_per_token: float | None = None
     """What a forward of the largest batch keeps for its backward, for each of its real tokens."""
     peak_bytes: int | None = None
@@ -246,7 +246,7 @@ class Comparison:
 
     @property
     def results(self) -> list[ModeResult]:
-        """Of each mode, as far as it has been measured."""
+        """Each mode's result, as far as it has been measured."""
         peak = peak_flops(self.device, torch.float32 if self.precision == "32-true" else torch.bfloat16)
         return [run.result(peak) for run in self._runs]
 

@@ -153,7 +153,7 @@ class Operator:
         documents: Documents,
         options: Any,
     ) -> tuple[Tensor | None, ...]:
-        """Of each input. douts: of out and the final states, None where nothing flows back."""
+        """The gradient of each input. douts: those of out and the final states, None where nothing flows back."""
         dout, dfinal_states = douts
         if not options.return_final_states:
             dfinal_states = None

@@ -90,18 +90,18 @@ def segment_grads_kernel(
     tl.store(p_elapsed + i_link * E + o_e, b_elapsed, mask=m_e)
 
 
-@triton.jit(do_not_specialize=["num_items", "num_programs", "T"])
+@triton.jit(do_not_specialize=["num_walks", "num_programs", "T"])
 def forward_sweep_kernel(
     p_dout, p_u, p_delta, p_z, p_BC, p_A, p_D, p_bias, p_initial, p_links,
     p_inflow, p_chunk_states, p_chunk_steps, p_final, p_out, p_dz, p_dC, p_dA, p_dD,
-    p_start, p_length, p_seq, p_cu_segments, p_items, p_item_order, num_items, num_programs, T,
+    p_start, p_length, p_seq, p_cu_segments, p_walks, p_walk_order, num_walks, num_programs, T,
     stride_u, stride_delta, stride_z, stride_dz, E, width, G,
     N: tl.constexpr, BE: tl.constexpr, RUN: tl.constexpr, EVEN: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_INITIAL: tl.constexpr, HAS_LINKS: tl.constexpr, STORE_FINAL: tl.constexpr, STORE_OUT: tl.constexpr,
     LEAN: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """One program walks the segments of items i_p, i_p + num_programs, ... of the order, from first token to last.
+    """One program walks the segments of walks i_p, i_p + num_programs, ... of the order, from first token to last.
 
     | output | shape | what |
     | --- | --- | --- |
@@ -122,9 +122,9 @@ def forward_sweep_kernel(
     b_dA, b_dD = tl.zeros([N, BE], tl.float32), tl.zeros([BE], tl.float32)
     p_dC += i_b.to(tl.int64) * T * N
 
-    for i_w in range(i_p, num_items, num_programs):
-        i_item = tl.load(p_item_order + i_w)
-        for i_segment in range(tl.load(p_items + i_item), tl.load(p_items + i_item + 1)):
+    for i_w in range(i_p, num_walks, num_programs):
+        i_walk = tl.load(p_walk_order + i_w)
+        for i_segment in range(tl.load(p_walks + i_walk), tl.load(p_walks + i_walk + 1)):
             i_seq, bos, n = segment_of(p_start, p_length, p_seq, i_segment)
             first = i_segment == tl.load(p_cu_segments + i_seq)
             b_h = state_before(
@@ -175,18 +175,18 @@ def forward_sweep_kernel(
         tl.store(p_dD + i_p.to(tl.int64) * E + o_e, b_dD, mask=m_e)
 
 
-@triton.jit(do_not_specialize=["num_items", "num_programs", "T"])
+@triton.jit(do_not_specialize=["num_walks", "num_programs", "T"])
 def reverse_sweep_kernel(
     p_dout, p_u, p_delta, p_z, p_BC, p_A, p_D, p_bias, p_links, p_dlinks, p_dfinal,
     p_inflow, p_chunk_states, p_chunk_steps, p_final, p_du, p_ddelta, p_dB, p_dA, p_dbias, p_dinitial,
-    p_start, p_length, p_seq, p_cu_segments, p_items, p_item_order, num_items, num_programs, T,
+    p_start, p_length, p_seq, p_cu_segments, p_walks, p_walk_order, num_walks, num_programs, T,
     stride_u, stride_delta, stride_z, E, width, G,
     N: tl.constexpr, BE: tl.constexpr, RUN: tl.constexpr, EVEN: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_INITIAL: tl.constexpr, HAS_LINKS: tl.constexpr, HAS_DFINAL: tl.constexpr,
     LEAN: tl.constexpr, WORDS: tl.constexpr,
 ):  # fmt: skip
-    """One program walks the segments of items i_p, i_p + num_programs, ... of the order, from last token to first.
+    """One program walks the segments of walks i_p, i_p + num_programs, ... of the order, from last token to first.
 
     | output | shape | what |
     | --- | --- | --- |
@@ -208,9 +208,9 @@ def reverse_sweep_kernel(
     b_dbias = tl.zeros([BE], tl.float32)
     p_dB += i_b.to(tl.int64) * T * N
 
-    for i_w in range(i_p, num_items, num_programs):
-        i_item = tl.load(p_item_order + i_w)
-        for i_segment in range(tl.load(p_items + i_item), tl.load(p_items + i_item + 1)):
+    for i_w in range(i_p, num_walks, num_programs):
+        i_walk = tl.load(p_walk_order + i_w)
+        for i_segment in range(tl.load(p_walks + i_walk), tl.load(p_walks + i_walk + 1)):
             i_seq, bos, n = segment_of(p_start, p_length, p_seq, i_segment)
             b_q = tl.zeros([N, BE], tl.float32)  # [N, BE]: q above
             p_end = p_A  # the state the segment ends with; where b_q is 0 any finite tile will do

@@ -1,6 +1,6 @@
 """Triton kernels of the packed selective scan: forward, and how state passes between the segments of a long document.
 
-A program owns BE channels and walks down the tokens of an item, which is one segment or several neighbouring ones. A
+A program owns BE channels and goes down the tokens of a walk, which is one segment or several neighbouring ones. A
 segment is a run of tokens inside one document. The state [N, BE] stays in registers, and a reset is where the walk of a
 segment begins. A document longer than one segment takes three launches: `segment_states` walks each segment that
 another one follows from a zero state, `fold_states` combines the results along the document, and then every segment is
@@ -12,7 +12,7 @@ memory and occupy no registers. A prefetch into registers does not work, because
 the end of an iteration waits for the load.
 
 Names: p_ pointers, b_ blocks of values, o_ offsets, m_ masks; bos is a segment's first token, i_w a program's place in
-the order of items or segments. B and C lie as pairs in contiguous fp32 (T, G, N, 2), A and states as `tile_of` says, A
+the order of walks or segments. B and C lie as pairs in contiguous fp32 (T, G, N, 2), A and states as `tile_of` says, A
 times log2(e). Numbers that change from pack to pack are not specialised on, so that nothing compiles again.
 T tokens in a pack · S sequences (documents) · E channels · N states of a channel · G groups of B and C.
 """
@@ -165,16 +165,16 @@ def state_before(
 @triton.jit
 def selective_scan_fwd_kernel(
     p_u, p_delta, p_z, p_BC, p_A, p_D, p_bias, p_initial, p_links, p_out, p_final,
-    p_start, p_length, p_seq, p_cu_segments, p_items, p_item_order,
+    p_start, p_length, p_seq, p_cu_segments, p_walks, p_walk_order,
     stride_u, stride_delta, stride_z, E, width, G,
     N: tl.constexpr, BE: tl.constexpr, RUN: tl.constexpr, EVEN: tl.constexpr,
     HAS_D: tl.constexpr, HAS_Z: tl.constexpr, HAS_BIAS: tl.constexpr, SOFTPLUS: tl.constexpr,
     HAS_INITIAL: tl.constexpr, HAS_LINKS: tl.constexpr, STORE_FINAL: tl.constexpr,
 ):  # fmt: skip
-    """One program walks the segments of one item. It writes `out`, and the final states of documents that end there."""
+    """One program takes the segments of one walk. It writes `out`, and the final states of documents that end there."""
     i_w, _i_b, i_g, o_e, m_e = place_of(width, G, BE, EVEN)
-    i_item = tl.load(p_item_order + i_w)
-    i_first, i_end = tl.load(p_items + i_item), tl.load(p_items + i_item + 1)
+    i_walk = tl.load(p_walk_order + i_w)
+    i_first, i_end = tl.load(p_walks + i_walk), tl.load(p_walks + i_walk + 1)
     if i_first == i_end:
         return
     o_tile = tile_of(o_e, N, RUN)

@@ -1,6 +1,6 @@
 """How A and states lie in the Triton kernels: eight channels together, for each of which all states follow.
 
-A walk holds N states of many channels, and has to name where each lies. Of a matrix (E, N) or (N, E) each row needs an
+A walk holds N states of many channels, and has to name where each lies. Each row of a matrix (E, N) or (N, E) needs an
 address of its own; here those of a channel's states differ by constants, which a load or a store has room for.
 
 S sequences (documents) · E channels · N states of a channel.

@@ -15,8 +15,8 @@ pytestmark = pytest.mark.slow
 
 TRITON = tuple(map(int, triton.__version__.split(".")[:2]))
 MOST_REGISTERS = 254 if TRITON >= (3, 9) else 255
-"""Of a thread, which can have 255. With triton 3.6 the backward takes them all on sm_90 for fp32 and W = 8, and spills
-nothing."""
+"""Registers of a thread, which can have 255. With triton 3.6 the backward takes them all on sm_90 for fp32 and W = 8,
+and spills nothing."""
 
 
 @pytest.mark.parametrize("name", CONV_KERNELS)

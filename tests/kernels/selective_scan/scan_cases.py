@@ -14,7 +14,7 @@ from tests.support import DEVICE, assert_close, assert_identical
 OUTPUT_TOLERANCE = {torch.float32: 1e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 GRADIENT_TOLERANCE = {torch.float32: 5e-5, torch.float16: 1e-3, torch.bfloat16: 5e-3}
 ACCUMULATED_TOLERANCE = 1e-4
-"""Of fp32 gradients that are sums over tokens or channels of 16-bit inputs."""
+"""The tolerance of fp32 gradients that are sums over tokens or channels of 16-bit inputs."""
 
 
 def cu_seqlens_of(lengths):
