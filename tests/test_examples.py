@@ -24,6 +24,7 @@ def test_every_example_is_run() -> None:
 
 
 @pytest.mark.parametrize("name", ARGUMENTS)
+@pytest.mark.slow
 def test_example_runs(name: str, tmp_path: Path) -> None:
     process = subprocess.run(
         [sys.executable, str(EXAMPLES / name), *ARGUMENTS[name]],

@@ -188,6 +188,7 @@ def test_importing_the_command_line_does_not_load_torch() -> None:
     assert not loaded & {"torch", *HEAVY}
 
 
+@pytest.mark.slow
 def test_gpu_tests_are_collected_on_a_bare_machine() -> None:
     collect = "import pytest; sys.exit(pytest.main(['-m', 'gpu', '--collect-only', '-p', 'no:cacheprovider']))"
     run = run_on_a_bare_machine(collect, ROOT)

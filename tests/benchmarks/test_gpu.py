@@ -88,6 +88,7 @@ def test_a_machine_without_a_gpu_is_refused(ran, monkeypatch, capsys):
     assert not ran[0]
 
 
+@pytest.mark.slow
 def test_a_part_runs_in_a_process_of_its_own(tmp_path):
     output = tmp_path / "scaling.json"
     small = ["--device", "cpu", "--tokens", "20", "--channels", "4", "--runs", "1", "--ops", "causal_conv1d"]

@@ -103,6 +103,7 @@ class TestBadInput:
         assert run("fit", "--config", "unquoted.yaml") == 2
         assert message in capsys.readouterr().err
 
+    @pytest.mark.slow
     def test_a_hub_dataset_without_a_network_names_the_offline_default(self, project: Path) -> None:
         source = "{class_path: packmamba.data.sources.HubDataset, init_args: {name: nobody/nothing}}"
         process = subprocess.run(

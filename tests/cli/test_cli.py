@@ -88,6 +88,7 @@ class TestTopLevel:
 
 
 class TestRuns:
+    @pytest.mark.slow
     def test_fit_then_validate_test_predict_and_resume(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
         assert run("fit", "--config", "config.yaml") == 0
         out = capsys.readouterr().out

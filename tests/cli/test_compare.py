@@ -159,6 +159,7 @@ def test_bad_options_are_refused_by_name(arguments, message, capsys, tmp_path):
     assert message in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_needs_torch_triton_and_numpy_only(tmp_path):
     options = ["--models", "mamba-tiny", "--tokens", "60", "--mean-length", "20", "--capacity", "128", "--repeats", "1"]
     code = f"""

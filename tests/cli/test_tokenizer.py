@@ -42,6 +42,7 @@ def test_bytes_a_token_are_those_of_the_tokenizer(capsys: pytest.CaptureFixture[
     assert f"bytes per token  {sum(map(len, texts)) / tokens:.2f}" in output
 
 
+@pytest.mark.slow
 def test_the_offline_corpus_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["tokenizer", "train", "--output", "new", "--max_documents", "20", "--cache_dir", "cache"]) == 0
     assert "(fewer than 8,192: the documents have no more pairs to merge)" in capsys.readouterr().out

@@ -152,6 +152,7 @@ def test_views_are_made_once():
         schedule.segments(100)
 
 
+@pytest.mark.slow
 def test_a_schedule_is_built_under_torch_compile():
     compiled = torch.compile(build_schedule, fullgraph=True, backend="aot_eager")
     for lengths in ([70, 3], [5, 5, 200], [1000]):

@@ -144,6 +144,7 @@ def test_large_logits_do_not_overflow():
     assert_close("loss", whole(scaled, weight, labels), linear_cross_entropy(scaled, weight, labels), 1e-6)
 
 
+@pytest.mark.slow
 def test_the_peak_memory_is_a_fraction_of_the_logits():
     result = measure_in_subprocess("chunked", tokens=4096, vocab_size=50_280, d_model=64, dtype="float32")
     logits = 4096 * 50_280 * 4

@@ -18,6 +18,7 @@ from tests.training.rank_runs import train
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["loaded", "streamed"])
+@pytest.mark.slow
 def test_two_ranks_train_as_one_does_with_the_same_documents_a_step(tmp_path: Path, streaming: bool) -> None:
     """4 packs a step: 1 rank x 4 accumulated, 2 x 2 and 4 x 1. The last step of an epoch has none for some ranks."""
     rng = random.Random(0)

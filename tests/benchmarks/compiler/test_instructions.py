@@ -11,6 +11,7 @@ from benchmarks.__main__ import main as bench
 from benchmarks.compiler import instructions
 
 
+@pytest.mark.slow
 def test_every_kernel_of_an_architecture_is_counted_and_written_down(tmp_path, capsys):
     output = tmp_path / "new" / "instructions.json"
     assert bench(["instructions", "--architectures", "90", "--states", "8", "--output", str(output)]) == 0
@@ -27,6 +28,7 @@ def test_every_kernel_of_an_architecture_is_counted_and_written_down(tmp_path, c
     assert len(capsys.readouterr().out.splitlines()) == 2 + len(report["results"])
 
 
+@pytest.mark.slow
 def test_cycles_are_left_open_where_no_model_knows_them():
     assert {row["issue_cycles"] for row in instructions.describe([100], states=8)} == {None}
 

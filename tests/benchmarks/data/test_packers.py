@@ -48,6 +48,7 @@ def test_the_loader_is_measured_over_whole_epochs(tmp_path: Path) -> None:
     assert loader.speed(loader.measure(0, 5000, 40, epochs=0, cache_dir=str(tmp_path))) == "not timed"
 
 
+@pytest.mark.slow
 def test_a_measurement_that_fails_says_why(tmp_path: Path) -> None:
     arguments = ["--documents", "5", "--cache_dir", str(tmp_path), "--capacities", "64", "--workers", "-1"]
     with pytest.raises(RuntimeError, match=r"with -1 workers failed:(.|\n)*num_workers must be at least 0, got -1"):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
 from benchmarks.data import tokenise
 
 
+@pytest.mark.slow
 def test_every_tokenizer_is_timed_on_text_and_conversations(tmp_path, capsys):
     path = tmp_path / "tokenise.json"
     tokenise.main(["--documents", "50", "--workers", "0", "1", "--repeats", "2", "--output", str(path)])

@@ -84,6 +84,7 @@ def test_steps_that_leave_nothing_of_a_state_are_among_those_measured():
     assert 30 < decays[-1] < 50
 
 
+@pytest.mark.slow
 def test_kernels_run_in_the_interpreter_in_a_process_of_their_own():
     """Triton's interpreter rounds to bf16 towards zero: an error that nothing else here has."""
     case = replace(SCAN, tokens=5, channels=4, distribution="giant", dtype=torch.bfloat16)
@@ -140,6 +141,7 @@ def test_a_reference_that_would_run_kernels_is_refused(capsys, monkeypatch):
     assert "TRITON_INTERPRET=1 is set, with which every operator runs its kernels: unset it" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_it_needs_torch_triton_and_numpy_only(tmp_path):
     code = f"""
 from benchmarks.operators import accuracy

@@ -27,6 +27,7 @@ def run_python(*arguments):
     ).stdout
 
 
+@pytest.mark.slow
 def test_every_operator_is_measured_with_its_launches_and_written_down(tmp_path):
     output = tmp_path / "new" / "host.json"
     table = run_python("-m", "benchmarks", "host", "--runs", "2", "--output", str(output))

@@ -121,6 +121,7 @@ def test_best_fit_is_the_textbook_algorithm(lengths, capacity):
 
 
 @pytest.mark.parametrize("strategy", ["first_fit_decreasing", "best_fit_decreasing"])
+@pytest.mark.slow
 def test_many_packs_and_long_documents_are_packed_as_in_the_textbook(strategy):
     """More packs than a block of first fit, capacities beyond a word of best fit's bitmap and beyond 16 bits."""
     rng = np.random.default_rng(0)

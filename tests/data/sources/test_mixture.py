@@ -91,6 +91,7 @@ def rows_of(stream, skip: int = 0) -> list[dict]:
     [([20, 30], [1, 1]), ([1200, 30], [1, 1]), ([700, 600, 9], [5, 3, 1])],
     ids=["small", "one-is-short", "over-a-thousand"],
 )
+@pytest.mark.slow
 def test_a_streamed_mixture_is_the_mixture(write_jsonl, cache, sizes, weights, strategy):
     paths = [write_jsonl([f"{part} {row}" for row in range(size)], f"{part}.jsonl") for part, size in enumerate(sizes)]
     streamed, whole = (

@@ -14,6 +14,7 @@ import numpy as np
 from packmamba.data.sources import PythonDocs
 
 
+@pytest.mark.slow
 def test_python_docs_are_thousands_of_different_documents_of_skewed_length(python_docs):
     dataset, _ = python_docs
     texts = dataset["text"][:]
@@ -29,6 +30,7 @@ def test_python_docs_are_thousands_of_different_documents_of_skewed_length(pytho
     assert any(text.startswith('The "with" statement') for text in texts)
 
 
+@pytest.mark.slow
 def test_python_docs_are_the_same_again_and_come_from_the_cache(python_docs, tmp_path, monkeypatch):
     dataset, cache = python_docs
     fresh = PythonDocs().load(tmp_path)

@@ -39,6 +39,7 @@ def test_conversations_are_trained_on_too(tmp_path):
     assert all(ids.size == 1 for ids in tokenizer.encode_texts([" wombat", " quokka", " numbat", " bilby"]))
 
 
+@pytest.mark.slow
 def test_the_vocabulary_is_as_large_as_asked_for(python_docs, tmp_path):
     train_bpe(python_docs[0].select(range(300)), 512, tmp_path / "new")
     assert BPETokenizer(path=str(tmp_path / "new")).vocab_size == 512

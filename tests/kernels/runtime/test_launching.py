@@ -252,6 +252,7 @@ def test_without_the_cache_triton_is_asked_at_every_launch(monkeypatch):
     assert not kernel.again
 
 
+@pytest.mark.slow
 def test_switches_are_read_from_the_environment():
     def switches(**environment):
         code = "from packmamba_kernels.runtime import dispatch, launching; "
