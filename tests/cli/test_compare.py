@@ -115,6 +115,7 @@ class TestCommand:
         assert 5000 <= lengths.sum() < 5030
         assert abs((lengths == 7).mean() - 0.75) < 0.08
 
+    @pytest.mark.slow
     def test_lengths_are_those_of_a_configurations_documents(self, tmp_path):
         (tmp_path / "texts.jsonl").write_text("\n".join(json.dumps({"text": "x" * n}) for n in (9, 9, 19)))
         config = tmp_path / "train.yaml"
@@ -202,6 +203,7 @@ def test_a_folder_that_cannot_be_made_is_refused_before_anything_is_timed(tmp_pa
     assert "error: --output: " in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_to_run_out_of_memory_is_a_result(monkeypatch):
     original = Trainee.step
 
@@ -226,6 +228,7 @@ def test_a_model_that_does_not_fit_is_a_result(monkeypatch):
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.slow
 def test_narrow_precisions_agree_on_the_loss(precision):
     results = Comparison(HYBRID, documents(), 64, modes=["packed", "single"], precision=precision).run(1)
     assert all(result.tokens_per_second > 0 for result in results)

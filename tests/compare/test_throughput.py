@@ -54,6 +54,7 @@ def test_an_unknown_mode_is_refused_with_the_known_ones() -> None:
         Comparison(CONFIG, documents(), 64, modes=["sorted"])
 
 
+@pytest.mark.slow
 def test_pictures_are_drawn_from_the_log_and_the_results(tmp_path: Path) -> None:
     log = tmp_path / "metrics.csv"
     with log.open("w", newline="") as file:
