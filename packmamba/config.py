@@ -98,7 +98,7 @@ class ModelConfig:
     """Every `*` layer."""
     mlp: MLPConfig = field(default_factory=MLPConfig)
     """Every `-` layer."""
-    symbols: dict[str, Any] = field(default_factory=dict)
+    symbols: dict[str, Any] = field(default_factory=dict, hash=False)
     """More symbols, such as {w: {kind: attention, sliding_window: 1024}}; fields that are not named are those of the
     model's own configuration of that kind."""
     tie_embeddings: bool = True

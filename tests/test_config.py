@@ -32,6 +32,12 @@ def kinds(config: ModelConfig) -> tuple[str, ...]:
     return tuple(layer.kind for layer in config.layers)
 
 
+def test_equal_configurations_have_one_hash() -> None:
+    symbols = {"w": {"kind": "attention", "sliding_window": 8}}
+    first, second = (ModelConfig(layer_pattern="1w", d_model=64, vocab_size=9, symbols=symbols) for _ in range(2))
+    assert {first: "found"}[second] == "found"
+
+
 def test_depth_is_the_length_of_the_pattern() -> None:
     config = ModelConfig(layer_pattern="1-1-*-", **SMALL)
     assert kinds(config) == ("mamba1", "mlp", "mamba1", "mlp", "attention", "mlp")
