@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from packmamba.errors import MissingFileError, UsageFileError, did_you_mean
@@ -52,10 +52,19 @@ def with_config_paths(arguments: Sequence[str]) -> list[str]:
 
     Raises MissingFileError as `find_config` does.
     """
+
+    def path_of(value: str) -> str:
+        is_yaml = any(sign in value for sign in ("{", "\n", ": "))
+        return value if is_yaml or value == "-" else str(find_config(value))
+
+    return replace_configs(arguments, path_of)
+
+
+def replace_configs(arguments: Sequence[str], replace: Callable[[str], str]) -> list[str]:
+    """Options with replace(value) in place of every `--config`'s value."""
     replaced = list(arguments)
     for i, prefix, value in _config_values(arguments):
-        is_yaml = any(sign in value for sign in ("{", "\n", ": "))
-        replaced[i] = prefix + (value if is_yaml or value == "-" else str(find_config(value)))
+        replaced[i] = prefix + replace(value)
     return replaced
 
 

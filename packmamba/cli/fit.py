@@ -158,7 +158,8 @@ def run(argv: list[str]) -> PackmambaCLI:
     """
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
     quiet_commands(saves=argv[0] == "fit")
-    arguments = rename_arguments(with_config_paths(argv))
+    given = with_config_paths(argv)
+    arguments = rename_arguments(given)
     known = ("-h", "--help", "-c", "--config", "--model", "--print_config")
     if not any(argument.startswith(known) for argument in arguments):
         raise UsageError(
@@ -167,7 +168,7 @@ def run(argv: list[str]) -> PackmambaCLI:
     try:
         return PackmambaCLI(arguments)
     except ArgumentError as error:
-        raise UsageError(explain(str(error), arguments)) from error
+        raise UsageError(explain(str(error), given)) from error
     except MisconfigurationException as error:
         raise UsageError(" ".join(str(error).split())) from error
     except ValueError as error:

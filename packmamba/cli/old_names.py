@@ -6,7 +6,6 @@ are `model.compute.recompute` and `model.compute.attention_backend`. Both are kn
 
 from __future__ import annotations
 
-import copy
 import json
 import sys
 from collections.abc import Sequence
@@ -15,6 +14,7 @@ from typing import Any
 
 from packmamba.config import split_old_config
 from packmamba.errors import UsageError
+from packmamba.shipped_configs import replace_configs
 
 RENAMED = {
     "model.config.recompute": "model.compute.recompute",
@@ -32,11 +32,11 @@ def rename_arguments(arguments: Sequence[str]) -> list[str]:
     renamed: list[str] = []
     old: dict[str, str] = {}
     new: dict[str, str] = {}
-    rest = list(arguments)
+    rest = replace_configs(arguments, _renamed_file)
     while rest:
         name, separator, value = rest.pop(0).partition("=")
         option = name.removeprefix("--")
-        if not separator and rest and (option in RENAMED or option in RENAMED.values() or name in ("--config", "-c")):
+        if not separator and rest and (option in RENAMED or option in RENAMED.values()):
             separator, value = " ", rest.pop(0)
         if separator and option in RENAMED:
             old[option] = value
@@ -44,8 +44,6 @@ def rename_arguments(arguments: Sequence[str]) -> list[str]:
             name = f"--{option}"
         elif separator and option in RENAMED.values():
             new[option] = value
-        elif separator and name in ("--config", "-c"):
-            value = _renamed_file(value)
         renamed += [name, value] if separator == " " else [f"{name}{separator}{value}"]
     for option, value in old.items():
         _check_same(option, value, new.get(RENAMED[option], value), "the command line")
@@ -68,7 +66,7 @@ def rename_values(values: dict[str, Any], where: str) -> dict[str, Any]:
         if key in moved:
             _check_same(option, moved[key], compute.get(key, moved[key]), where)
             _say(option, where)
-    return copy.deepcopy(values | {"model": model | {"config": config, "compute": compute | moved}})
+    return values | {"model": model | {"config": config, "compute": compute | moved}}
 
 
 def _renamed_file(path: str) -> str:
