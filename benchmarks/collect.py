@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -17,6 +17,15 @@ def require_matplotlib(parser: argparse.ArgumentParser) -> None:
     """Leaves through argparse where `--png` cannot be drawn."""
     if importlib.util.find_spec("matplotlib") is None:
         parser.error("--png needs matplotlib: pip install 'packmamba[plots]'")
+
+
+def draw(plot: Callable[..., None], rows: Sequence[dict[str, Any]], png: Path | None, title: str) -> None:
+    """plot(rows, png, title), and a line that says so; nothing without `--png`, or where nothing was timed."""
+    if png is None or not any(row["milliseconds"] for row in rows):
+        return
+    png.parent.mkdir(parents=True, exist_ok=True)
+    plot(rows, png, title)
+    print(f"picture: {png}")
 
 
 def collect(

@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.collect import collect, require_matplotlib
+from benchmarks.collect import collect, draw, require_matplotlib
 from benchmarks.operators.cases import DTYPES, IMPLEMENTATIONS, OPS, Case, why_not
+from benchmarks.operators.plots import plot_times
 from benchmarks.operators.tables import HEADER, LIMITS_HEADER, packed_over_unpacked, render_row, speedups
 from benchmarks.operators.timing import PARTS, bounds, check, describe, device_limits, try_measure
 from packmamba.compare.report import add_device, chosen_device, positive
@@ -195,12 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line)
     if report["results"]:
         print(f"results: {options.output}")
-    if options.png is not None and any(row["milliseconds"] for row in report["results"]):
-        from benchmarks.operators.plots import plot_times
-
-        options.png.parent.mkdir(parents=True, exist_ok=True)
-        plot_times(report["results"], options.png, report["environment"]["device"])
-        print(f"picture: {options.png}")
+    draw(plot_times, report["results"], options.png, report["environment"]["device"])
     return code
 
 

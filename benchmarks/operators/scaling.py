@@ -17,8 +17,9 @@ from typing import Any
 
 import torch
 
-from benchmarks.collect import collect, require_matplotlib
+from benchmarks.collect import collect, draw, require_matplotlib
 from benchmarks.operators.cases import DTYPES, OPS, Case
+from benchmarks.operators.plots import plot_scaling
 from benchmarks.operators.tables import nanoseconds, scaling_table, spreads
 from benchmarks.operators.timing import PARTS, check, describe, try_measure
 from packmamba.compare.report import add_device, chosen_device, positive
@@ -120,12 +121,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     wide = [f"{' '.join(key)} ±{spread:.1f}%" for key, spread in spreads(rows).items() if (spread or 0) > TARGET]
     print(f"beyond ±{TARGET:.0f}%: {', '.join(wide) or 'none'}")
     print(f"results: {options.output}")
-    if options.png is not None and any(row["milliseconds"] for row in rows):
-        from benchmarks.operators.plots import plot_scaling
-
-        options.png.parent.mkdir(parents=True, exist_ok=True)
-        plot_scaling(rows, options.png, title)
-        print(f"picture: {options.png}")
+    draw(plot_scaling, rows, options.png, title)
     return code
 
 
