@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from packmamba import __version__
+from packmamba.cli.deferred import import_lightning
 from packmamba.errors import UsageError, did_you_mean
 
 COMMANDS = {
@@ -88,6 +89,8 @@ def _run(arguments: list[str]) -> int:
     # on a busy machine a training step takes several times as long; on an idle one this changes nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
     file, _ = COMMANDS[arguments[0]]
+    if file in ("fit", "quickstart", "pack", "tokenizer"):
+        import_lightning()
     module = importlib.import_module(f"packmamba.cli.{file}")
     takes_name = file == "fit"
     try:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from docstring_parser import DocstringStyle
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
@@ -156,7 +157,11 @@ def run(argv: list[str]) -> PackmambaCLI:
 
     Raises UsageError for options and configuration files that cannot be understood, or that Lightning refuses.
     """
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_parsing_settings(
+        docstring_parse_style=DocstringStyle.GOOGLE,
+        # They are what help texts are made of, and reading them takes a second.
+        docstring_parse_attribute_docstrings=any("help" in word or word == "-h" for word in argv),
+    )
     quiet_commands(saves=argv[0] == "fit")
     given = with_config_paths(argv)
     arguments = rename_arguments(given)
