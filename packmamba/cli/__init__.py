@@ -88,6 +88,8 @@ def _run(arguments: list[str]) -> int:
     # Before torch is imported: its CPU threads (GNU OpenMP) wait for each other by spinning, by default so long that
     # on a busy machine a training step takes several times as long; on an idle one this changes nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # they fill files with half-drawn bars
     file, _ = COMMANDS[arguments[0]]
     if file in ("fit", "quickstart", "pack", "tokenizer"):
         import_lightning()

@@ -11,17 +11,16 @@ from docstring_parser import DocstringStyle
 from jsonargparse import ArgumentError, Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
 
 from packmamba.cli.old_names import rename_arguments
+from packmamba.cli.run_output import RunOutput, add_arguments, print_metrics
 from packmamba.config import ModelConfig
 from packmamba.data import PackedDataModule
 from packmamba.errors import MissingFileError, UsageError, UsageFileError, usage_errors_behind, usage_of
 from packmamba.model import attention_costs
 from packmamba.shipped_configs import config_names, given_configs, with_config_paths
-from packmamba.training.callbacks import BestCheckpoint, LastCheckpoint, PackedProgressBar, PredictionWriter
+from packmamba.training.callbacks import BestCheckpoint, LastCheckpoint
 from packmamba.training.lightning_compat import quiet_commands
 from packmamba.training.lit import LitHybridLM
 from packmamba.visible_pairs import AttentionCost
@@ -46,8 +45,9 @@ class SaveConfig(SaveConfigCallback):
 class PackmambaCLI(LightningCLI):
     """LightningCLI, with a name for the run and configurable `best.ckpt` and `last.ckpt`."""
 
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str], output: RunOutput = RunOutput()) -> None:  # noqa: B008  (frozen)
         self._arguments = arguments
+        self._output = output
         super().__init__(
             LitHybridLM,
             PackedDataModule,
@@ -72,6 +72,7 @@ class PackmambaCLI(LightningCLI):
         parser.add_argument(
             "--name", type=str, default="packmamba", help="Logs and checkpoints go to runs/NAME/version_N/."
         )
+        add_arguments(parser)
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.link_arguments("model.config", "data.attention_costs", compute_fn=_attention_costs)
@@ -81,7 +82,7 @@ class PackmambaCLI(LightningCLI):
         if self.subcommand == "fit" and trainer.max_steps == -1 and trainer.max_epochs is None:
             raise UsageError("how long to train is not set: give trainer.max_steps or trainer.max_epochs")
         with usage_of("--trainer.default_root_dir"):
-            if trainer.logger in (None, True):
+            if trainer.logger in (None, True) and not self._output.check:
                 _log_root(trainer).mkdir(parents=True, exist_ok=True)
         with usage_of("--data.cache_dir"):
             Path(self._get(self.config, "data").cache_dir).expanduser().mkdir(parents=True, exist_ok=True)
@@ -105,18 +106,13 @@ class PackmambaCLI(LightningCLI):
             super().instantiate_classes()
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        given = self._get(self.config_init, "trainer")
-        callbacks = list(given.get("callbacks") or [])
-        if given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            callbacks.append(PackedProgressBar())
-        if self.subcommand == "predict" and not any(isinstance(c, PredictionWriter) for c in callbacks):
-            callbacks.append(PredictionWriter())
+        values = self.config_init[self.subcommand]
+        given = values["trainer"]
+        callbacks = self._output.callbacks(self.subcommand, values)
         if given.get("enable_checkpointing") is False:
             # Lightning refuses checkpoint callbacks where checkpoints were switched off.
             self._parser(self.subcommand).callback_keys.clear()
-        if given.get("logger") in (None, True):
-            name = self._get(self.config_init, "name")
-            kwargs["logger"] = CSVLogger(_log_root(given), name=name)
+        kwargs |= self._output.trainer_options(values, _log_root(given))
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except UsageError:
@@ -124,7 +120,27 @@ class PackmambaCLI(LightningCLI):
         except (ValueError, MisconfigurationException) as error:  # options that Lightning does not accept
             raise UsageError(f"trainer: {error}") from error
 
+    def fit(self, **kwargs: Any) -> None:
+        if not self._output.check:
+            self.trainer.fit(**kwargs)
+            return
+        from packmamba.cli.check import check
+
+        check(self.trainer, self.model, self.datamodule)
+
+    def validate(self, verbose: bool = True, **kwargs: Any) -> None:
+        results = self.trainer.validate(verbose=False, **kwargs)
+        if verbose:
+            print_metrics(results)
+
+    def test(self, verbose: bool = True, **kwargs: Any) -> None:
+        results = self.trainer.test(verbose=False, **kwargs)
+        if verbose:
+            print_metrics(results)
+
     def after_fit(self) -> None:
+        if self._output.check:
+            return
         folder = self.trainer.log_dir  # on every rank: reading it is a broadcast
         if not self.trainer.is_global_zero:
             return
@@ -163,6 +179,7 @@ def run(argv: list[str]) -> PackmambaCLI:
         docstring_parse_attribute_docstrings=any("help" in word or word == "-h" for word in argv),
     )
     quiet_commands(saves=argv[0] == "fit")
+    output, argv = RunOutput.take(argv)
     given = with_config_paths(argv)
     arguments = rename_arguments(given)
     known = ("-h", "--help", "-c", "--config", "--model", "--print_config")
@@ -171,7 +188,7 @@ def run(argv: list[str]) -> PackmambaCLI:
             f"no model is given: name a configuration, --config FILE, or one of {', '.join(config_names())}"
         )
     try:
-        return PackmambaCLI(arguments)
+        return PackmambaCLI(arguments, output)
     except ArgumentError as error:
         raise UsageError(explain(str(error), given)) from error
     except MisconfigurationException as error:

@@ -195,10 +195,18 @@ def expect_hooks_of_module() -> None:
         warnings.filterwarnings("ignore", message=f"You have overridden `{hook}` in `LightningModule`")
 
 
+_UNWANTED = ("litlogger", "TPU available: False", "HPU available: False", "Loaded model weights from the checkpoint")
+
+
+def _concerns_users(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in _UNWANTED)
+
+
 def quiet_commands(*, saves: bool) -> None:
     """Hides messages that Lightning prints at every start of a command. saves: whether it writes checkpoints."""
-    # An advertisement for another logger.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    # An advertisement for another logger; hardware that is not there; the second line on the same checkpoint.
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_concerns_users)
     warnings.filterwarnings("ignore", message=".*LeafSpec", module="lightning")  # its own use of torch
     if not saves:
         warnings.filterwarnings("ignore", message="The dirpath has changed")
