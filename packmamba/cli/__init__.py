@@ -16,6 +16,7 @@ from collections.abc import Sequence
 
 from packmamba import __version__
 from packmamba.cli.deferred import import_lightning
+from packmamba.cli.terminal import never_fail
 from packmamba.errors import UsageError, did_you_mean
 
 COMMANDS = {
@@ -60,6 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     A UsageError is printed as `packmamba: error: …`, unless `--traceback` asks for more. Any other exception is a bug,
     of packmamba or of another library, and is raised.
     """
+    never_fail()
     arguments = list(sys.argv[1:] if argv is None else argv)
     show_traceback = os.environ.get("PACKMAMBA_TRACEBACK", "") not in ("", "0")
     if "--traceback" in arguments:

@@ -13,6 +13,7 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 
+from packmamba.cli.help import arrange, wants_help
 from packmamba.cli.old_names import rename_arguments
 from packmamba.cli.run_output import RunOutput, add_arguments, print_metrics
 from packmamba.config import ModelConfig
@@ -88,6 +89,10 @@ class PackmambaCLI(LightningCLI):
             Path(self._get(self.config, "data").cache_dir).expanduser().mkdir(parents=True, exist_ok=True)
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        if wants_help(self._arguments):
+            command = self._arguments[0]
+            arrange(self._parser(command), command, everything="all" in self._arguments)
+            self._arguments = [command, "--help"]
         self.config = parser.parse_args(self._arguments)
 
     def _parse_ckpt_path(self) -> None:

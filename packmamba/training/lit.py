@@ -28,6 +28,7 @@ from packmamba.training.lightning_compat import (
     pass_batches_unchanged,
     scales_gradients,
 )
+from packmamba.training.vocabulary import require_vocabulary
 
 expect_hooks_of_module()
 
@@ -153,12 +154,7 @@ class LitHybridLM(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Raises UsageError if the data's vocabulary is larger than the model's."""
-        vocab_size = getattr(datamodule_of(self.trainer), "vocab_size", None)
-        if vocab_size is not None and vocab_size > self.config.vocab_size:
-            raise UsageError(
-                f"the data's vocabulary has {vocab_size} tokens, but the model's vocab_size is "
-                f"{self.config.vocab_size}; set model.config.vocab_size to {vocab_size} or more"
-            )
+        require_vocabulary(getattr(datamodule_of(self.trainer), "vocab_size", None), self.config)
         pass_batches_unchanged(self.trainer)
 
     def configure_model(self) -> None:
