@@ -183,7 +183,7 @@ class StepProgressBar(RichProgressBar):
         return min(total, done + steps_left * self.trainer.accumulate_grad_batches)
 
     def _get_train_description(self, current_epoch: int) -> str:
-        return f"Epoch {current_epoch}".ljust(len(self.validation_description))
+        return f"Epoch {current_epoch}"
 
 
 # Messages that do not concern packmamba's users, by their text.

@@ -15,12 +15,13 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.callbacks.progress.rich_progress import ProcessingSpeedColumn
 from rich.console import Console
+from rich.progress import BarColumn
 
 from packmamba.training.lightning_compat import StepProgressBar, logs_this_step
 
 ProgressKind = Literal["auto", "bar", "text", "none"]
 
-SHOWN = {"train/loss": "loss", "val/loss": "val", "test/loss": "test", "tokens_per_second": "tokens/s"}
+SHOWN = {"train/loss": "loss", "val/loss": "val", "test/loss": "test", "tokens_per_second": "tok/s"}
 """Labels of the progress bar, by the names of the numbers in the log."""
 
 
@@ -41,15 +42,21 @@ class PackedProgressBar(StepProgressBar):
         self._shown: dict[str, int | str | float | dict[str, float]] = {}
 
     def configure_columns(self, trainer: Trainer) -> list[Any]:
-        # Batches a second go, so that the rest fits into 80 columns; tokens a second say more.
-        return [column for column in super().configure_columns(trainer) if type(column) is not ProcessingSpeedColumn]
+        # All has to fit into 80 columns; tokens a second say more than batches a second.
+        columns = [
+            column for column in super().configure_columns(trainer) if not isinstance(column, ProcessingSpeedColumn)
+        ]
+        for column in columns:
+            if isinstance(column, BarColumn):
+                column.bar_width = 8
+        return columns
 
     def get_metrics(
         self, trainer: Trainer, pl_module: LightningModule
     ) -> dict[str, int | str | float | dict[str, float]]:
         logged = trainer.progress_bar_metrics
         self._shown = {
-            label: f"{logged[name]:,.0f}" if label == "tokens/s" else f"{logged[name]:.3f}"
+            label: f"{logged[name] / 1000:.1f}k" if label == "tok/s" else f"{logged[name]:.3f}"
             for name, label in SHOWN.items()
             if name in logged
         }
