@@ -99,7 +99,8 @@ def arrange(parser: Any, command: str, *, everything: bool) -> None:
         title = next((short for begin, short in TITLES.items() if title.startswith(begin)), title)
         group.title = textwrap.shorten(title, WIDTH - 2, placeholder=" ...")
     parser._action_groups.sort(key=lambda group: GROUPS.index(_first_word(group)))
-    parser.description = COMMANDS[command][1].capitalize() + "."
+    line = COMMANDS[command][1]
+    parser.description = f"{line[0].upper()}{line[1:]}."
     parser.usage = f"packmamba {command} --config NAME_OR_FILE [--OPTION VALUE ...]"
 
 
