@@ -97,11 +97,6 @@ def files_of(file: Path) -> list[Path]:
     return [file, file.with_suffix(".svg")] if file.suffix == ".png" else [file]
 
 
-def names_of(file: Path) -> str:
-    """The same as one word to print: `loss.png, .svg`."""
-    return ", ".join([str(file), *(path.suffix for path in files_of(file)[1:])])
-
-
 def read_metric(metrics_csv: Path, name: str) -> tuple[list[int], list[float]]:
     """(steps, values) of one column of a CSV log, rows without it left out.
 

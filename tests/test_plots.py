@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.operators.plots import plot_times
 from packmamba.compare.plots import against_capacity, bars, breakdown, draw_all
-from packmamba.plots import files_of, import_pyplot, names_of, picture
+from packmamba.plots import files_of, import_pyplot, picture
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +73,6 @@ def test_a_picture_that_is_named_otherwise_is_one_file(tmp_path: Path) -> None:
         pass
     assert [path.name for path in tmp_path.iterdir()] == ["a.pdf"]
     assert files_of(Path("a.pdf")) == [Path("a.pdf")]
-    assert names_of(Path("runs/a.png")) == "runs/a.png, .svg"
 
 
 def test_a_long_title_is_wrapped_and_then_shortened(tmp_path: Path, figures: list[Any]) -> None:

@@ -19,7 +19,7 @@ from packmamba.data.packers import STRATEGIES, Packs, check_options, pack
 from packmamba.data.plan import Balance, PlanOptions
 from packmamba.data.statistics import PackingReport, describe_lengths, report_packs
 from packmamba.errors import MissingFileError, UsageError, usage_errors_behind, usage_of
-from packmamba.plots import names_of, plot_packing, require_picture
+from packmamba.plots import files_of, plot_packing, require_picture
 from packmamba.shipped_configs import with_config_paths
 from packmamba.visible_pairs import AttentionCost
 
@@ -81,7 +81,7 @@ def main(argv: Sequence[str]) -> int:
     if options.plot:
         with usage_of("--plot"):
             plot_packing(subject.lengths, subject.capacity, reports, options.plot, title=subject.title)
-        console.print(f"drawn: {names_of(options.plot)}", highlight=False)
+        console.print(f"drawn: {', '.join(map(str, files_of(options.plot)))}", highlight=False)
     return 0
 
 

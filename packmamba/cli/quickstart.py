@@ -22,7 +22,7 @@ from packmamba.compare.throughput import MODES, Comparison, ModeResult
 from packmamba.data import PackedDataModule
 from packmamba.environment import describe_environment
 from packmamba.errors import MissingPackageError, UsageError
-from packmamba.plots import import_pyplot, names_of, plot_loss
+from packmamba.plots import import_pyplot, plot_loss
 from packmamba.training.callbacks import LastCheckpoint
 from packmamba.training.lit import LitHybridLM
 
@@ -54,7 +54,7 @@ def main(argv: Sequence[str]) -> int:
         written["comparison"] = folder / "throughput.json"
         print(error)
     for label, path in written.items():
-        print(f"{label:<11} {names_of(_relative(path))}")
+        print(f"{label:<11} {_relative(path)}")
     return 0
 
 
@@ -63,6 +63,7 @@ def _draw(results: Sequence[ModeResult], folder: Path, name: str) -> dict[str, P
     loss, comparison = folder / "loss.png", folder / "throughput.png"
     plot_loss(folder / "metrics.csv", loss, title=f"Training loss and validation loss, configuration {name}")
     plot_throughput(results, comparison, title="Training on the same documents, three ways")
+    print("Pictures are there as SVG too.")
     return {"loss curve": loss, "comparison": comparison}
 
 
