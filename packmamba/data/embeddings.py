@@ -9,8 +9,9 @@ import numpy as np
 
 from packmamba.data.cache import key_of, progress_bar, write_atomically
 from packmamba.data.documents import Documents
+from packmamba.data.embedding_files import open_embeddings
 from packmamba.data.packers import ngram_embeddings
-from packmamba.errors import MissingFileError, UsageError
+from packmamba.errors import UsageError
 
 _FORMAT = 1
 """Changes when `ngram_embeddings` does, so that old caches are not read."""
@@ -23,17 +24,11 @@ def read_embeddings(file: str, documents: Documents) -> np.ndarray:
 
     Raises FileNotFoundError, or UsageError for a file that is no array or has another number of rows.
     """
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise MissingFileError(f"there is no file of embeddings {file!r}")
-    try:
-        embeddings = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UsageError(f"cannot read embeddings from {file!r}, which has to be a .npy file: {error}") from error
-    if not isinstance(embeddings, np.ndarray) or embeddings.ndim != 2 or len(embeddings) != len(documents.corpus):
+    embeddings = open_embeddings(file)
+    if len(embeddings) != len(documents.corpus):
         raise UsageError(
             f"embeddings {file!r} need one row for each of the {len(documents.corpus)} documents of the source, empty "
-            f"ones too; found {'several arrays' if not isinstance(embeddings, np.ndarray) else embeddings.shape}"
+            f"ones too; found {embeddings.shape}"
         )
     return embeddings[documents.rows]
 
