@@ -31,6 +31,7 @@ from packmamba.compare.throughput import Precision
 from packmamba.config import Recompute
 from packmamba.data.lengths import DISTRIBUTIONS
 from packmamba.errors import MissingPackageError, usage_of
+from packmamba.plots import files_of
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cuda": {
@@ -109,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, default=Path("runs/compare"), help="folder of results (default: %(default)s)"
     )
-    parser.add_argument("--no-pictures", action="store_true", help="write no PNG")
+    parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
     return parser
 
 
@@ -156,7 +157,8 @@ def _finish(sweep: Sweep, options: argparse.Namespace) -> None:
     if not options.no_pictures:
         from packmamba.compare.plots import draw_all
 
-        written += draw_all(rows, shares, options.output, sweep.report["environment"]["device"])
+        for drawn in draw_all(rows, shares, options.output, sweep.report["environment"]["device"]):
+            written += files_of(drawn)
     print("Real tokens only; every mode found the same loss on the untrained model before it was timed.")
     for path in written:
         print(path)

@@ -28,7 +28,7 @@ from packmamba.errors import (
     usage_errors_behind,
     usage_of,
 )
-from packmamba.plots import plot_packing, require_picture
+from packmamba.plots import files_of, plot_packing, require_picture
 from packmamba.shipped_configs import with_config_paths
 from packmamba.visible_pairs import AttentionCost
 
@@ -46,6 +46,8 @@ class _Subject:
     """What is packed."""
 
     name: str
+    title: str
+    """The same for a picture."""
     lengths: np.ndarray
     capacity: int
     plan: PlanOptions
@@ -92,8 +94,8 @@ def main(argv: Sequence[str]) -> int:
         console.print(f"written: {options.json}", highlight=False)
     if options.plot:
         with usage_of("--plot"):
-            plot_packing(subject.lengths, subject.capacity, reports, options.plot, title=subject.name)
-        console.print(f"drawn: {options.plot}", highlight=False)
+            plot_packing(subject.lengths, subject.capacity, reports, options.plot, title=subject.title)
+        console.print(f"drawn: {', '.join(map(str, files_of(options.plot)))}", highlight=False)
     return 0
 
 
@@ -179,6 +181,7 @@ def _from_lengths(options: argparse.Namespace) -> _Subject:
         )
     return _Subject(
         name=name,
+        title=name,
         lengths=lengths,
         capacity=capacity,
         plan=_plan(options, options.seed, _or(options.balance, "tokens"), ()),
@@ -224,6 +227,8 @@ def _from_text(options: argparse.Namespace, rest: Sequence[str]) -> _Subject:
         strategies.remove("threshold_filtering")
     embeddings = module.embeddings_of(options.split) if "threshold_filtering" in strategies else None
 
+    source = module.splits.source(options.split)
+
     def pack_by(strategy: str) -> Packs:
         return pack(
             documents.lengths,
@@ -237,7 +242,8 @@ def _from_text(options: argparse.Namespace, rest: Sequence[str]) -> _Subject:
         )
 
     return _Subject(
-        name=f"{module.splits.source(options.split)}, {options.split}",
+        name=f"{source}, {options.split}",
+        title=f"{source.title} ({options.split} documents)",
         lengths=documents.lengths,
         capacity=capacity,
         plan=plan,

@@ -68,6 +68,7 @@ def _draw(results: Sequence[ModeResult], folder: Path, name: str) -> dict[str, P
     loss, comparison = folder / "loss.png", folder / "throughput.png"
     plot_loss(folder / "metrics.csv", loss, title=f"Training loss and validation loss, configuration {name}")
     plot_throughput(results, comparison, title="Training on the same documents, three ways")
+    print("Pictures are there as SVG too.")
     return {"loss curve": loss, "comparison": comparison}
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,13 @@ class Source(ABC):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     @property
+    def title(self) -> str:
+        """The source in a picture's title: its class, and the names it has to be given: `Files: a.jsonl`."""
+        required = [getattr(self, f.name) for f in fields(self) if f.default is MISSING] if is_dataclass(self) else []
+        named = ", ".join(_named_in(required))
+        return f"{type(self).__name__}: {named}" if named else type(self).__name__
+
+    @property
     def repeats_documents(self) -> bool:
         """Whether a document may be more than one row, so that a part of the rows cannot be held out."""
         return False
@@ -57,6 +64,16 @@ class Source(ABC):
         Raises what `load` raises, and UsageError for a source that cannot be streamed.
         """
         raise UsageError(f"{type(self).__name__} cannot be streamed; Files, HubDataset and mixtures of them can")
+
+
+def _named_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str | Path):
+        yield str(value)
+    elif isinstance(value, Source):
+        yield value.title
+    elif isinstance(value, Sequence):
+        for part in value:
+            yield from _named_in(part)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -157,3 +157,11 @@ def test_a_part_of_a_mixture_that_repeats_documents_cannot_be_held_out(source):
             PackedDataModule(source=mixture)
         PackedDataModule(source=mixture, val_fraction=0)
         PackedDataModule(source=mixture, val_source=PythonDocs())
+
+
+def test_the_title_of_a_source_is_no_python_expression() -> None:
+    files = Files(paths=["a.jsonl", "b.jsonl"], column="body")
+    assert files.title == "Files: a.jsonl, b.jsonl"
+    assert PythonDocs().title == "PythonDocs"
+    mixed = Mixture(sources=[files, PythonDocs()], weights=[1.0, 2.0])
+    assert mixed.title == "Mixture: Files: a.jsonl, b.jsonl, PythonDocs"
