@@ -14,6 +14,7 @@ from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 
+from packmamba.cli.going_on import GoingOn
 from packmamba.cli.old_names import rename_arguments
 from packmamba.config import ModelConfig
 from packmamba.data import PackedDataModule
@@ -45,22 +46,25 @@ class SaveConfig(SaveConfigCallback):
 class PackmambaCLI(LightningCLI):
     """LightningCLI, with a name for the run and configurable `best.ckpt` and `last.ckpt`."""
 
-    def __init__(self, arguments: list[str]) -> None:
+    def __init__(self, arguments: list[str], given: Sequence[str] = ()) -> None:
+        """arguments: the command and its options. given: the same as they were typed."""
         self._arguments = arguments
-        super().__init__(
-            LitHybridLM,
-            PackedDataModule,
-            save_config_callback=SaveConfig,
-            trainer_defaults=dict(TRAINER_DEFAULTS),
-            seed_everything_default=0,
-            parser_kwargs={
-                "prog": "packmamba",
-                "exit_on_error": False,
-                **{command: {"exit_on_error": False} for command in self.subcommands()},
-            },
-            auto_configure_optimizers=False,
-            load_from_checkpoint_support=False,
-        )
+        self._going_on = GoingOn(given or arguments)
+        with self._going_on.orderly_end(self):
+            super().__init__(
+                LitHybridLM,
+                PackedDataModule,
+                save_config_callback=SaveConfig,
+                trainer_defaults=dict(TRAINER_DEFAULTS),
+                seed_everything_default=0,
+                parser_kwargs={
+                    "prog": "packmamba",
+                    "exit_on_error": False,
+                    **{command: {"exit_on_error": False} for command in self.subcommands()},
+                },
+                auto_configure_optimizers=False,
+                load_from_checkpoint_support=False,
+            )
 
     def subcommands(self) -> dict[str, set[str]]:  # pyright: ignore[reportIncompatibleMethodOverride]
         """The command that runs, alone: making the options of all four takes four times as long."""
@@ -71,6 +75,7 @@ class PackmambaCLI(LightningCLI):
         parser.add_argument(
             "--name", type=str, default="packmamba", help="Logs and checkpoints go to runs/NAME/version_N/."
         )
+        self._going_on.add_arguments(parser)
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.link_arguments("model.config", "data.attention_costs", compute_fn=_attention_costs)
@@ -84,6 +89,8 @@ class PackmambaCLI(LightningCLI):
                 _log_root(trainer).mkdir(parents=True, exist_ok=True)
         with usage_of("--data.cache_dir"):
             Path(self._get(self.config, "data").cache_dir).expanduser().mkdir(parents=True, exist_ok=True)
+
+        self._going_on.check(self.config[self.subcommand], _log_root(trainer))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(self._arguments)
@@ -102,6 +109,7 @@ class PackmambaCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         with usage_errors_behind():
             super().instantiate_classes()
+        self._going_on.set_checkpoint(self.config_init[self.subcommand])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given = self._get(self.config_init, "trainer")
@@ -115,7 +123,7 @@ class PackmambaCLI(LightningCLI):
             self._parser(self.subcommand).callback_keys.clear()
         if given.get("logger") in (None, True):
             name = self._get(self.config_init, "name")
-            kwargs["logger"] = CSVLogger(_log_root(given), name=name)
+            kwargs["logger"] = CSVLogger(_log_root(given), name=name, version=self._going_on.claim_version())
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except UsageError:
@@ -166,7 +174,7 @@ def run(argv: list[str]) -> PackmambaCLI:
             f"no model is given: name a configuration, --config FILE, or one of {', '.join(config_names())}"
         )
     try:
-        return PackmambaCLI(arguments)
+        return PackmambaCLI(arguments, argv)
     except ArgumentError as error:
         raise UsageError(explain(str(error), given)) from error
     except MisconfigurationException as error:
