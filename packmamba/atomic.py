@@ -19,7 +19,7 @@ from typing import IO
 
 _TEMPORARY = re.compile(r"\..+\.(?P<host>[^.]*)-(?P<pid>\d+)-\d+\.partial")
 _ABANDONED = 24 * 3600
-"""Seconds without a write after which a temporary of another machine, whose processes cannot be asked, is a leftover."""
+"""Seconds without a write that make a temporary a leftover whose process cannot be asked, or seems to live."""
 _HOST = re.sub(r"[^\w-]", "-", socket.gethostname())
 
 _numbers = itertools.count()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from packmamba.cli.checks import SPLIT_OF, check_run, require_backend
+from packmamba.cli.going_on import GoingOn
 from packmamba.cli.old_names import rename_arguments
 from packmamba.cli.parser_errors import check_config_files, meant_config
 from packmamba.cli.plain_errors import plain_errors
@@ -50,13 +51,20 @@ class SaveConfig(SaveConfigCallback):
 class PackmambaCLI(LightningCLI):
     """LightningCLI, with a name for the run and configurable `best.ckpt` and `last.ckpt`."""
 
-    def __init__(self, arguments: list[str], before_run: Callable[[PackmambaCLI], None] = lambda cli: None) -> None:
-        """before_run: called with model, data and trainer made, before data is read."""
+    def __init__(
+        self,
+        arguments: list[str],
+        given: Sequence[str] = (),
+        before_run: Callable[[PackmambaCLI], None] = lambda cli: None,
+    ) -> None:
+        """arguments: the command and its options. given: the same as they were typed. before_run: called with model,
+        data and trainer made, before data is read."""
         self._arguments = arguments
+        self._going_on = GoingOn(given or arguments)
         self._before_run = before_run
         self._options: LightningArgumentParser | None = None
         no_exit = {"exit_on_error": False, "allow_abbrev": False}
-        with plain_errors(arguments, lambda: self._options):
+        with plain_errors(arguments, lambda: self._options), self._going_on.orderly_end(self):
             super().__init__(
                 LitHybridLM,
                 PackedDataModule,
@@ -92,6 +100,7 @@ class PackmambaCLI(LightningCLI):
         parser.add_argument(
             "--name", type=str, default="packmamba", help="Logs and checkpoints go to runs/NAME/version_N/."
         )
+        self._going_on.add_arguments(parser)
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.link_arguments("model.config", "data.attention_costs", compute_fn=_attention_costs)
@@ -105,6 +114,8 @@ class PackmambaCLI(LightningCLI):
                 require_writable(_log_root(trainer))
         with usage_of("data.cache_dir"):
             require_writable(Path(self._get(self.config, "data").cache_dir).expanduser())
+
+        self._going_on.check(self.config[self.subcommand], _log_root(trainer))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(self._arguments)
@@ -124,6 +135,7 @@ class PackmambaCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         with usage_errors_behind():
             super().instantiate_classes()
+        self._going_on.set_checkpoint(self.config_init[self.subcommand])
 
     def after_instantiate_classes(self) -> None:
         if self.config[self.subcommand].get("untrained"):
@@ -150,7 +162,7 @@ class PackmambaCLI(LightningCLI):
             self._parser(self.subcommand).callback_keys.clear()
         if given.get("logger") in (None, True):
             name = self._get(self.config_init, "name")
-            kwargs["logger"] = CSVLogger(_log_root(given), name=name)
+            kwargs["logger"] = CSVLogger(_log_root(given), name=name, version=self._going_on.claim_version())
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except UsageError:
@@ -207,4 +219,4 @@ def run(argv: list[str], before_run: Callable[[PackmambaCLI], None] = lambda cli
             f"no model is given: name a configuration, --config FILE, or one of {', '.join(config_names())}"
             f"{meant_config(arguments[1:])}"
         )
-    return PackmambaCLI(arguments, before_run)
+    return PackmambaCLI(arguments, argv, before_run)

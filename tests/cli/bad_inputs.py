@@ -55,6 +55,8 @@ FIT_TRAINER = r"""
 --trainer.default_root_dir docs.jsonl         | trainer.default_root_dir 'docs.jsonl' is a file, not a folder
 --seed_everything -1                          | seed_everything must be from 0 to 4294967295 & got -1
 --seed_everything abc                         | seed_everything must be true, false or a whole number & 'abc'
+--name ''                                     | --name '' does not name a folder & 'tiny'
+--name ../../x                                | --name '../../x' does not name a folder & 'tiny'
 --best_checkpoint.monitor val/los             | best_checkpoint.monitor must be & val/perplexity & 'val/los' & did you mean 'val/loss'?
 --last_checkpoint.every_n_train_steps -1      | last_checkpoint.every_n_train_steps must be at least 0 & got -1
 """
@@ -109,7 +111,7 @@ fit --config config.yaml extra                | unexpected 'extra' & options beg
 
 CHECKPOINTS = r"""
 fit --config config.yaml --ckpt_path nothing.ckpt    | 'nothing.ckpt' does not exist & .ckpt)
-fit --config config.yaml --ckpt_path best            | ckpt_path 'best' & name a file
+fit --config config.yaml --ckpt_path best            | ckpt_path 'best' is no file & give a checkpoint's path
 fit --config config.yaml --ckpt_path good.ckpt --model.config.d_model 64 | another model configuration & 32 in the checkpoint, 64 in this run
 validate --config config.yaml                        | validate needs the weights & --ckpt_path FILE & --untrained
 test --config config.yaml                            | test needs the weights & --ckpt_path FILE & --untrained
@@ -120,7 +122,7 @@ validate --config config.yaml --ckpt_path cut.ckpt   | 'cut.ckpt' & cut off & go
 test --config config.yaml --ckpt_path flipped.ckpt   | 'flipped.ckpt' & damaged & good.ckpt
 predict --config config.yaml --ckpt_path foreign.ckpt | ckpt_path 'foreign.ckpt' is no checkpoint of packmamba
 predict --config config.yaml --ckpt_path other.ckpt  | ckpt_path 'other.ckpt' holds no model configuration
-test --config config.yaml --ckpt_path folder         | ckpt_path 'folder' is a folder, not a checkpoint & name a file
+test --config config.yaml --ckpt_path folder         | 'folder' & folder
 test --config config.yaml --ckpt_path config.yaml    | 'config.yaml' & no checkpoint
 validate --config config.yaml --ckpt_path good.ckpt --data.tokenizer.init_args.add_bos true | data.tokenizer was 'bytes, add_bos=False & and is 'bytes, add_bos=True & --allow_other_data
 validate --config config.yaml --ckpt_path good.ckpt --data.seed 3 | data.seed was 0 and is 3 & --allow_other_data
