@@ -22,6 +22,7 @@ from typing import Any, get_args
 
 import torch
 
+from packmamba.cli.parser_errors import PlainParser
 from packmamba.compare.modes import PACKING_STRATEGIES
 from packmamba.compare.report import add_device, chosen_device, positive
 from packmamba.compare.sweep import Sweep, SweepOptions
@@ -71,7 +72,7 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = PlainParser(
         prog="packmamba compare",
         description="Trains on the same documents packed, padded and one at a time, and times it. Lists are swept.",
         epilog=(

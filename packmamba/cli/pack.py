@@ -14,11 +14,20 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from packmamba.cli.parser_errors import PlainParser, refuse_misspelt
 from packmamba.data.lengths import DISTRIBUTIONS, SAMPLERS, read_lengths, sample_lengths
 from packmamba.data.packers import STRATEGIES, Packs, check_options, pack
 from packmamba.data.plan import Balance, PlanOptions
 from packmamba.data.statistics import PackingReport, describe_lengths, report_packs
-from packmamba.errors import MissingFileError, UsageError, usage_errors_behind, usage_of
+from packmamba.errors import (
+    MissingFileError,
+    UsageError,
+    UsageFileError,
+    did_you_mean,
+    positive,
+    usage_errors_behind,
+    usage_of,
+)
 from packmamba.plots import files_of, plot_packing, require_picture
 from packmamba.shipped_configs import with_config_paths
 from packmamba.visible_pairs import AttentionCost
@@ -56,6 +65,11 @@ def main(argv: Sequence[str]) -> int:
     for file in filter(None, (options.json, options.plot)):
         if not file.absolute().parent.is_dir():
             raise MissingFileError(f"there is no folder {str(file.parent)!r} to write {file.name!r} to")
+        if file.is_dir():
+            raise UsageFileError(f"{str(file)!r} is a folder; name a file to write")
+    if options.seed is not None and options.seed < 0:
+        raise UsageError(f"--seed must be 0 or more, got {options.seed}")
+    refuse_misspelt(rest, parser)
     if options.lengths or options.distribution:
         if rest:
             raise UsageError(
@@ -86,10 +100,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = PlainParser(
         prog="packmamba pack",
         description=__doc__,
-        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""--config FILE and --data.OPTION say which documents, as for `packmamba fit`, whose --help lists them;
 without any, Python's own documentation is packed.
@@ -111,7 +124,7 @@ examples:
         default="train",
         help="which documents of the configuration (default: %(default)s)",
     )
-    parser.add_argument("--documents", type=int, help="how many random lengths (default: 100000)")
+    parser.add_argument("--documents", type=positive, help="how many random lengths (default: 100000)")
     parser.add_argument(
         "--strategies",
         nargs="+",
@@ -119,14 +132,18 @@ examples:
         help=f"default: all that can be used (threshold_filtering up to {MOST_EMBEDDED:,} documents), of "
         + ", ".join(STRATEGIES),
     )
-    parser.add_argument("--capacity", type=int, help="tokens a pack can hold (default: data.capacity, or 4096)")
-    parser.add_argument("--buffer", type=int, help="documents `local_greedy` looks at (default: data.buffer, or 1024)")
+    parser.add_argument("--capacity", type=positive, help="tokens a pack can hold (default: data.capacity, or 4096)")
+    parser.add_argument(
+        "--buffer", type=positive, help="documents `local_greedy` looks at (default: data.buffer, or 1024)"
+    )
     parser.add_argument(
         "--seed", type=int, help="shuffle documents and packs (default: as data.seed and data.shuffle say)"
     )
-    parser.add_argument("--world_size", type=int, default=8, help="ranks that share the packs (default: %(default)s)")
     parser.add_argument(
-        "--accumulation", type=int, default=1, help="micro-batches of an optimiser step (default: %(default)s)"
+        "--world_size", type=positive, default=8, help="ranks that share the packs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--accumulation", type=positive, default=1, help="micro-batches of an optimiser step (default: %(default)s)"
     )
     parser.add_argument("--balance", choices=get_args(Balance), help="default: data.balance, or tokens")
     parser.add_argument(
@@ -150,7 +167,8 @@ def _from_lengths(options: argparse.Namespace) -> _Subject:
         lengths, name = read_lengths(options.lengths), str(options.lengths)
     else:
         if options.distribution not in SAMPLERS:
-            raise UsageError(f"unknown distribution {options.distribution!r}; available: {', '.join(SAMPLERS)}")
+            hint = did_you_mean(options.distribution, SAMPLERS)
+            raise UsageError(f"unknown distribution {options.distribution!r}; available: {', '.join(SAMPLERS)}{hint}")
         lengths = sample_lengths(options.distribution, num_documents=_or(options.documents, 100_000))
         name = DISTRIBUTIONS[options.distribution]
     capacity, buffer = _or(options.capacity, 4096), _or(options.buffer, 1024)
@@ -237,16 +255,15 @@ def _from_text(options: argparse.Namespace, rest: Sequence[str]) -> _Subject:
 def _parse_configuration(arguments: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
     """As `data.configuration.parse_configuration`, with configurations by name, and raises UsageError for options
     that cannot be understood."""
-    from jsonargparse import ArgumentError
-
-    from packmamba.cli.fit import explain
-    from packmamba.data.configuration import parse_configuration
+    from packmamba.cli.parser_errors import check_config_files
+    from packmamba.cli.plain_errors import plain_errors
+    from packmamba.data.configuration import configuration_parser
 
     arguments = with_config_paths(arguments)
-    try:
-        return parse_configuration(arguments)
-    except ArgumentError as error:
-        raise UsageError(explain(str(error), arguments)) from error
+    check_config_files(arguments)
+    parser = configuration_parser()
+    with plain_errors(arguments, lambda: parser):
+        return parser, parser.parse_args(list(arguments))
 
 
 def _attention_costs(values: Namespace) -> tuple[AttentionCost, ...]:

@@ -30,6 +30,7 @@ from packmamba.data.pack_documents import embed, pack_documents
 from packmamba.data.packers import LongDocuments, Packs, Strategy, ThresholdFiltering
 from packmamba.data.plan import Balance
 from packmamba.data.position import Origin, Position
+from packmamba.data.resume.evaluated import compare_evaluated, limit_to_whole_documents
 from packmamba.data.resume.fingerprint import SavedData, require_same, translated
 from packmamba.data.resume.progress import TrainingProgress, TrainingSampler, check_trainer, move
 from packmamba.data.resume.sections import Sections, open_sections
@@ -90,6 +91,7 @@ class PackedDataModule(LightningDataModule):
         section_documents: int = 16384,
         num_workers: int = 0,
         cache_dir: str = str(DEFAULT_CACHE_DIR),
+        max_val_documents: int | None = None,
     ) -> None:
         """Describes the data; nothing is read before `prepare_data` or `setup`.
 
@@ -126,6 +128,7 @@ class PackedDataModule(LightningDataModule):
                 optimiser steps: the last step of each section is a smaller one.
             num_workers: Processes that prepare batches; 0 prepares them in the training process.
             cache_dir: Folder for tokenised documents, so that a second run starts at once.
+            max_val_documents: Validate on at most so many documents, whole ones, drawn by the seed. Unset: all.
 
         Raises:
             UsageError: A number out of range, an unknown name, or options that do not go together.
@@ -157,8 +160,11 @@ class PackedDataModule(LightningDataModule):
                 cache_dir=Path(cache_dir).expanduser(),
                 num_workers=num_workers,
                 tokenizer_workers=tokenizer_workers,
+                max_val_documents=max_val_documents,
             ),
         )
+        self.allow_other_data = False
+        """Whether a checkpoint may be evaluated on data that make its numbers wrong; see `resume.evaluated`."""
         self.splits = DocumentSplits(self.options)
         self._padding = {"pad_to": capacity if pad_to_capacity else None, "pad_id": tokenizer.pad_id}
         self._sections: Sections | None = None
@@ -316,7 +322,7 @@ class PackedDataModule(LightningDataModule):
 
     def val_dataloader(self) -> PackLoader | list[PackLoader]:
         """Batches of the validation documents in a fixed order; an empty list if there are none."""
-        if "val" in self._documents and self._documents["val"] is None:
+        if "val" in self._documents and self._documents["val"] is None and current_stage(self.trainer) != "validate":
             return []
         return self._eval_loader("val")
 
@@ -329,8 +335,16 @@ class PackedDataModule(LightningDataModule):
         return self._eval_loader("predict")
 
     def _eval_loader(self, split: Split) -> PackLoader:
+        """Raises UsageError if a checkpoint is evaluated on data that make its numbers wrong; or if a limit of the
+        Trainer leaves no whole document."""
         world_size, rank = self._replicas()
-        return self._loader(PlanSampler(self.dataset(split, world_size=world_size, rank=rank)))
+        dataset = self.dataset(split, world_size=world_size, rank=rank)
+        for said in (
+            *compare_evaluated(self, split, self._saved),
+            *limit_to_whole_documents(self.trainer, dataset, split),
+        ):
+            rank_zero_info(f"{split}: {said}")
+        return self._loader(PlanSampler(dataset))
 
     def _loader(self, sampler: PlanSampler) -> PackLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from packmamba.data.options import DataOptions, EmptyDocuments, Split
 from packmamba.data.packers import Packs
@@ -130,11 +130,26 @@ class DocumentSplits:
         """The documents of a split; None if it has none, because `val_fraction` is 0 and no source was given, or if its
         source is streamed.
 
-        Raises UsageError as `rows_to_train_on` does, for a source without any document to train on, or if validation
-        would leave none.
+        Raises UsageError as `rows_to_train_on` does, for a source without any document to train on, if validation
+        would leave none, or if no document has a token to predict.
         """
         if self.is_streamed(split):
             return None
+        documents = self._opened(split)
+        if documents is not None and documents.lengths.max() < 2:
+            raise UsageError(
+                f"every {split} document of {self.source(split)} is a single token, and nothing can be predicted; they "
+                "need two at least"
+            )
+        most = self.options.handling.max_val_documents
+        if documents is None or split != "val" or most is None or documents.rows.size <= most:
+            return documents
+        rank_zero_info(f"val: {most:,} of {documents.rows.size:,} documents, as data.max_val_documents says")
+        generator = np.random.default_rng((self.options.order.seed, documents.rows.size, most))
+        return Documents(documents.corpus, np.sort(generator.choice(documents.rows, most, replace=False)))
+
+    def _opened(self, split: Split) -> Documents | None:
+        """All documents of a split."""
         corpus = self.corpus(split)
         rows = self._rows(self.source_of(split))
         if self.source_of(split) != "train" or (split == "train" and self.options.sources.val is not None):

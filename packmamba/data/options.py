@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from packmamba.data.cache import file_digest
+from packmamba.data.embedding_files import open_embeddings
 from packmamba.data.packers import LongDocuments, Strategy, ThresholdFiltering, check_options
 from packmamba.data.plan import Balance, PlanOptions
 from packmamba.data.sources import Source
+from packmamba.data.text.chat import ChatTemplate
 from packmamba.data.text.tokenizers import Tokenizer
 from packmamba.errors import UsageError
 from packmamba.visible_pairs import AttentionCost
@@ -24,6 +26,9 @@ Split = Literal["train", "val", "test", "predict"]
 SPLITS: tuple[Split, ...] = get_args(Split)
 
 EmptyDocuments = Literal["skip", "error"]
+
+MOST_TOKENS = 2**31 - 1
+"""Of a pack: documents' boundaries are int32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,7 +98,7 @@ class DocumentOptions:
 class PackOptions:
     """How documents are put into packs.
 
-    Raises UsageError for an unknown strategy or a number below 1, UsageTypeError for one that is not an integer.
+    Raises UsageError for an unknown strategy or a number out of range, UsageTypeError for one that is not an integer.
     """
 
     strategy: Strategy = "best_fit_decreasing"
@@ -108,7 +113,12 @@ class PackOptions:
     """A .npy file with one row of numbers for each document of the training source; None: made from the tokens."""
 
     def __post_init__(self) -> None:
-        check_options(self.strategy, self.capacity, self.buffer)
+        check_options(self.strategy, 2, self.buffer)
+        check_options(self.strategy, max(1, self.capacity) if isinstance(self.capacity, int) else self.capacity)
+        if not 2 <= self.capacity <= MOST_TOKENS:
+            raise UsageError(
+                f"capacity must be from 2 tokens, of which one is predicted, to {MOST_TOKENS:,}, got {self.capacity:,}"
+            )
 
     def in_effect(self) -> PackOptions:
         """The same, with None for options that the strategy does not look at, and a hash in place of a file."""
@@ -121,7 +131,7 @@ class PackOptions:
 class OrderOptions:
     """Which rank trains on which pack, and when.
 
-    Raises UsageError for an unknown balance, UsageTypeError for attention costs that are none.
+    Raises UsageError for an unknown balance or a negative seed, UsageTypeError for attention costs that are none.
     """
 
     shuffle: bool = True
@@ -135,6 +145,7 @@ class OrderOptions:
 
     def __post_init__(self) -> None:
         self.plan()
+        _require_at_least(0, "seed", self.seed)
 
     @property
     def shuffle_seed(self) -> int | None:
@@ -170,17 +181,22 @@ class HandlingOptions:
     """Processes that tokenise; 0: the main process alone; None: as many as help."""
     cache_dir: Path
     """Folder for tokenised documents."""
+    max_val_documents: int | None = None
+    """Validate on at most so many documents, whole ones, drawn by the seed; None: all. Training leaves out the same
+    documents either way."""
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "tokenizer_workers"):
             _require_at_least(0, name, getattr(self, name))
+        _require_at_least(1, "max_val_documents", self.max_val_documents)
         if self.empty_documents not in get_args(EmptyDocuments):
             raise UsageError(f"unknown empty_documents {self.empty_documents!r}; available: skip, error")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """All options of a data module. Raises UsageError for options that do not go together."""
+    """All options of a data module. Raises UsageError for options that do not go together, and for files that they name
+    and that cannot be read."""
 
     sources: SourceOptions
     documents: DocumentOptions
@@ -191,10 +207,15 @@ class DataOptions:
     def __post_init__(self) -> None:
         source, fraction = self.sources.train, self.documents.val_fraction
         check_options(self.packs.strategy, self.packs.capacity, self.packs.buffer, self.handling.long_documents)
-        if source.streaming and self.packs.embeddings is not None:
-            raise UsageError(
-                f"embeddings={self.packs.embeddings!r} name rows of a source that is read whole; {source} is streamed"
-            )
+        if self.packs.embeddings is not None:
+            if source.streaming:
+                raise UsageError(
+                    f"embeddings={self.packs.embeddings!r} name rows of a source that is read whole; {source} is "
+                    "streamed"
+                )
+            open_embeddings(self.packs.embeddings)
+        if self.sources.chat_template is not None:
+            ChatTemplate.of(self.documents.tokenizer, self.sources.chat_template)
         if not fraction or self.sources.val is not None:
             return
         if source.repeats_documents:

@@ -1,4 +1,4 @@
-"""Callbacks: the progress bar, the best and the last checkpoint, the predictions' file."""
+"""Callbacks: the progress bar, the predictions' file; and by their older path, the best and the last checkpoint."""
 
 from __future__ import annotations
 
@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
-from packmamba.training.lightning_compat import StepProgressBar, save_checkpoint_now
+from packmamba.training.checkpoints import BestCheckpoint, LastCheckpoint
+from packmamba.training.lightning_compat import StepProgressBar
 from packmamba.training.lit import LitHybridLM
+
+__all__ = ["BestCheckpoint", "LastCheckpoint", "PackedProgressBar", "PredictionWriter", "default_callbacks"]
 
 SHOWN = {"train/loss": "loss", "val/loss": "val loss", "test/loss": "test loss", "tokens_per_second": "tokens/s"}
 """Labels of the progress bar, by the names of the numbers in the log."""
@@ -35,44 +37,6 @@ class PackedProgressBar(StepProgressBar):
             if name in logged
         }
         return self._shown
-
-
-class LastCheckpoint(ModelCheckpoint):
-    """`last.ckpt`: the newest state, written after every validation, every so many steps, and when training ends.
-
-    Lightning's `save_last` writes only where another checkpoint was written too, so that with a monitored metric the
-    last steps of a run that does not improve are lost.
-    """
-
-    def __init__(
-        self, every_n_train_steps: int | None = None, save_on_exception: bool = False, filename: str = "last"
-    ) -> None:
-        """A checkpoint that is overwritten in place, in the run's folder.
-
-        Args:
-            every_n_train_steps: Write it every so many optimiser steps, instead of after every validation.
-            save_on_exception: Write it also when training fails or is interrupted.
-            filename: Its name, without `.ckpt`.
-        """
-        super().__init__(
-            filename=filename, every_n_train_steps=every_n_train_steps, save_on_exception=save_on_exception
-        )
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        save_checkpoint_now(self, trainer)
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt`: the state with the lowest validation loss so far."""
-
-    def __init__(self, monitor: str = "val/loss", filename: str = "best") -> None:
-        """A checkpoint of the best validation so far, in the run's folder.
-
-        Args:
-            monitor: The logged number that is best when lowest.
-            filename: Its name, without `.ckpt`.
-        """
-        super().__init__(filename=filename, monitor=monitor)
 
 
 class PredictionWriter(Callback):

@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import logging
 import math
+import signal
 import warnings
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor
 
@@ -168,6 +171,69 @@ def save_checkpoint_now(callback: ModelCheckpoint, trainer: Any) -> None:
         callback._save_topk_checkpoint(trainer, callback._monitor_candidates(trainer))
 
 
+def loops_of(trainer: Any) -> dict[str, Any]:
+    """Lightning's counters of a fit, as a checkpoint that is saved now would hold them."""
+    return trainer.fit_loop.state_dict()
+
+
+def loops_before_validation(trainer: Any) -> dict[str, Any]:
+    """The same during a validation, which a resumed run begins again: Lightning would go on in its middle."""
+    loops = trainer.fit_loop.state_dict()
+    counters = loops["epoch_loop.val_loop.batch_progress"]
+    for name in ("total", "current"):
+        counters[name] = dict.fromkeys(counters[name], 0)
+    # It tells that validation was interrupted by a batch that has been started and not processed.
+    counters["total"] |= {"ready": 1, "started": 1}
+    counters["is_last_batch"] = False
+    return loops
+
+
+def can_save_alone(trainer: Any) -> bool:
+    """Whether this rank can save without the others: rank 0 of those that hold all weights and all optimiser states."""
+    whole = isinstance(trainer.strategy, DDPStrategy) and not any(
+        hasattr(optimizer, "consolidate_state_dict") for optimizer in trainer.optimizers
+    )
+    return whole and trainer.is_global_zero
+
+
+def save_checkpoint_with(trainer: Any, path: str, loops: dict[str, Any], *, swapped: bool, together: bool) -> None:
+    """Saves the present weights with the counters `loops`, those of an earlier moment since the last optimiser step.
+
+    swapped: whether a validation is going on, for which Lightning's callbacks of averaged weights put these into the
+    model. together: whether every rank calls this; else this one does, and does not wait for the others.
+    """
+    for callback in trainer.callbacks if swapped else ():
+        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            callback._swap_models(trainer.lightning_module)
+    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    checkpoint["epoch"] = loops["epoch_progress"]["current"]["processed"]
+    checkpoint["loops"]["fit_loop"] = loops
+    trainer.strategy.save_checkpoint(checkpoint, path)
+    if together:
+        trainer.strategy.barrier("save_checkpoint_with")
+
+
+def agreed_maximum(trainer: Any, number: int) -> int:
+    """The largest number that a rank has named; every rank has to call it. On one rank, it costs nothing; on several,
+    one more exchange beside the one that Lightning makes before each batch."""
+    if trainer.world_size == 1:
+        return number
+    numbers = torch.tensor(number, device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(numbers, reduce_op="max"))
+
+
+def restores_handlers(trainer: Any, handlers: dict[int, Any]) -> None:
+    """Has the Trainer leave these signal handlers when it ends, not those that it found when it began to run."""
+    trainer._signal_connector._original_handlers.update(handlers)
+
+
+def end_other_ranks(trainer: Any) -> None:
+    """Ends the processes that this one has started as ranks; they may wait for it for ever."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        launcher.kill(signal.SIGKILL)
+
+
 class StepProgressBar(RichProgressBar):
     """Lightning's rich progress bar, ending where `max_steps` ends and naming the epoch alone."""
 
@@ -197,8 +263,11 @@ def expect_hooks_of_module() -> None:
 
 def quiet_commands(*, saves: bool) -> None:
     """Hides messages that Lightning prints at every start of a command. saves: whether it writes checkpoints."""
-    # An advertisement for another logger.
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(lambda r: "litlogger" not in r.getMessage())
+    # An advertisement for another logger; and what LastCheckpoint says better.
+    hidden = ("litlogger", "Detected KeyboardInterrupt")
+    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+        lambda record: not any(text in record.getMessage() for text in hidden)
+    )
     warnings.filterwarnings("ignore", message=".*LeafSpec", module="lightning")  # its own use of torch
     if not saves:
         warnings.filterwarnings("ignore", message="The dirpath has changed")

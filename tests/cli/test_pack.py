@@ -201,9 +201,18 @@ ERRORS = {
     ),
     "no lengths": (["--lengths", "gone.npy"], "there is no file of lengths 'gone.npy'"),
     "kind of file": (["--lengths", "docs.jsonl"], "a .npy file or a list in a .json file, got 'docs.jsonl'"),
-    "capacity": (["--lengths", "lengths.npy", "--capacity", "0"], "capacity must be at least 1, got 0"),
-    "ranks": (["--lengths", "lengths.npy", "--world_size", "0"], "world_size must be at least 1, got 0"),
-    "documents": (["--distribution", "equal", "--documents", "0"], "num_documents must be at least 1, got 0"),
+    "capacity": (
+        ["--lengths", "lengths.npy", "--capacity", "0"],
+        "--capacity must be a whole number of at least 1, got '0'",
+    ),
+    "ranks": (
+        ["--lengths", "lengths.npy", "--world_size", "0"],
+        "--world_size must be a whole number of at least 1, got '0'",
+    ),
+    "documents": (
+        ["--distribution", "equal", "--documents", "0"],
+        "--documents must be a whole number of at least 1, got '0'",
+    ),
     "documents and lengths": (
         ["--lengths", "lengths.npy", "--documents", "3"],
         "--documents 3 goes with --distribution",

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("datasets")
@@ -62,7 +63,7 @@ OTHERS: dict[str, Any] = {
     "capacity": 17,
     "buffer": 3,
     "threshold_filtering": ThresholdFiltering(threshold=0.5),
-    "embeddings": __file__,
+    "embeddings": "embeddings.npy",
     "shuffle": False,
     "seed": 8,
     "balance": "tokens",
@@ -81,8 +82,10 @@ def test_another_value_of_an_option_that_matters_is_another_fingerprint(name: st
         order=OrderOptions(balance="flops"),
         handling=HandlingOptions(cache_dir=tmp_path),
     )
+    np.save(tmp_path / "embeddings.npy", np.ones((2, 3)))
+    other = str(tmp_path / OTHERS[name]) if name == "embeddings" else OTHERS[name]
     group = next(group for group in ("documents", "packs", "order") if hasattr(getattr(options, group), name))
-    changed = replace(options, **{group: replace(getattr(options, group), **{name: OTHERS[name]})})
+    changed = replace(options, **{group: replace(getattr(options, group), **{name: other})})
     assert changed.fingerprint[name] != options.fingerprint[name]
     with pytest.raises(UsageError, match=f"cannot resume.*{name} was"):
         require_same(options.fingerprint, changed.fingerprint)
@@ -126,6 +129,13 @@ def test_the_one_cost_of_attention_of_old_checkpoints_is_translated(old: dict[st
 def test_costs_of_another_type_and_missing_files_are_usage_errors() -> None:
     with pytest.raises(UsageTypeError, match=r"must hold values of type AttentionCost, got 0\.5"):
         PackedDataModule(attention_costs=[0.5])  # type: ignore[list-item]
-    module = PackedDataModule(strategy="threshold_filtering", embeddings="nowhere.npy")
-    with pytest.raises(UsageError, match=r"there is no file 'nowhere.npy'"):
-        _ = module.options.fingerprint
+    with pytest.raises(UsageError, match=r"embeddings 'nowhere.npy': there is no such file"):
+        PackedDataModule(strategy="threshold_filtering", embeddings="nowhere.npy")
+    with pytest.raises(UsageError, match=r"there is no chat template 'nowhere.jinja'"):
+        PackedDataModule(chat_template="nowhere.jinja")
+
+
+@pytest.mark.parametrize("capacity", [1, 0, -1, 2**31])
+def test_packs_that_hold_no_target_or_too_many_tokens_are_refused(capacity: int) -> None:
+    with pytest.raises(UsageError, match=f"capacity must be from 2 tokens.*2,147,483,647, got {capacity:,}"):
+        PackedDataModule(capacity=capacity)

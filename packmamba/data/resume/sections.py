@@ -27,7 +27,7 @@ from datasets import Dataset
 from filelock import FileLock, Timeout
 from lightning.pytorch.utilities import rank_zero_warn
 
-from packmamba.data.cache import new_folder
+from packmamba.atomic import new_folder
 from packmamba.data.documents import Documents, rows_to_train_on
 from packmamba.data.options import DataOptions
 from packmamba.data.pack_documents import pack_section

@@ -16,7 +16,8 @@ from typing import Any
 import datasets
 from datasets import Dataset, IterableDataset
 
-from packmamba.data.cache import new_folder
+from packmamba.atomic import new_folder
+from packmamba.data.checksums import is_intact, seal
 from packmamba.data.sources.stream import Stream, TableStream
 from packmamba.errors import UsageError
 
@@ -174,9 +175,10 @@ def _type_name(feature: Any) -> str:
 
 def stored_once(folder: Path, build: Callable[[], Sequence[str]]) -> Dataset:
     """The texts kept in `folder`, as a dataset that is read from disk when looked at; built and saved if need be."""
-    if not folder.exists():
+    if not is_intact(folder, "Texts"):
         with new_folder(folder) as temporary, _no_progress_bar():
             Dataset.from_dict({"text": build()}).save_to_disk(temporary)
+            seal(temporary)
     dataset = datasets.load_from_disk(str(folder))
     assert isinstance(dataset, Dataset)
     return dataset

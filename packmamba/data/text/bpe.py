@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from datasets import Dataset
 
-from packmamba.data.cache import new_folder
+from packmamba.atomic import new_folder
 from packmamba.errors import FileInTheWayError, UsageError
 
 SPECIAL_TOKENS = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}

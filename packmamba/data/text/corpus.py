@@ -18,7 +18,9 @@ import pyarrow as pa
 import pyarrow.compute
 from datasets import Dataset
 
-from packmamba.data.cache import key_of, new_folder, progress_bar, write_atomically
+from packmamba.atomic import new_file, new_folder
+from packmamba.data.cache import key_of, progress_bar
+from packmamba.data.checksums import is_intact, seal
 from packmamba.data.text.chat import ChatTemplate
 from packmamba.data.text.encode import Encoder
 from packmamba.data.text.parallel import encode_all, num_workers, undecodable
@@ -143,7 +145,7 @@ def tokenise(
     text_digest = _text_digest(dataset, cache_dir)
     parts = [_FORMAT, text_digest, tokenizer.fingerprint, *([template] if template else [])]
     folder = cache_dir / "tokens" / key_of(*parts)
-    if folder.exists():
+    if is_intact(folder, "Tokens"):
         _log.info("tokens of %d documents come from the cache, %s", len(dataset), folder)
         return Corpus(folder)
     encoder = Encoder(tokenizer, template)
@@ -151,6 +153,7 @@ def tokenise(
     started = time.perf_counter()
     with new_folder(folder) as temporary:
         _write(dataset, encoder, workers, text_digest, temporary)
+        seal(temporary)
     corpus, seconds = Corpus(folder), time.perf_counter() - started
     by = f"{workers} processes" if workers else "one process"
     _log.info("%d documents, %d tokens in %.1f s by %s, %s", len(corpus), corpus.offsets[-1], seconds, by, folder)
@@ -191,10 +194,12 @@ def _write(dataset: Dataset, encoder: Encoder, workers: int, text_digest: str, f
 
 
 def _text_digest(dataset: Dataset, cache_dir: Path) -> str:
-    """A hash of the documents. Remembered under the dataset's own fingerprint, so that large files are hashed once."""
+    """A hash of the documents. Remembered under the dataset's own fingerprint, so that large files are hashed once;
+    with a check, so that a damaged one is not taken."""
     memo = cache_dir / "digests" / key_of(_FORMAT, dataset._fingerprint)
-    if memo.exists():
-        return memo.read_text()
+    known = memo.read_text().split() if memo.exists() else []
+    if len(known) == 2 and known[1] == key_of(known[0]):
+        return known[0]
     conversations = [name for name in dataset.column_names if name != "text"]
     lengths, texts, others = (hashlib.blake2b(digest_size=16) for _ in range(3))
     for table in cast(Iterator[pa.Table], dataset.with_format("arrow").iter(batch_size=10_000)):
@@ -212,6 +217,6 @@ def _text_digest(dataset: Dataset, cache_dir: Path) -> str:
                 raise undecodable(dataset, 0) from error
             others.update(json.dumps(rows).encode())
     digest = key_of(lengths.hexdigest(), texts.hexdigest(), *([others.hexdigest()] if conversations else []))
-    with write_atomically(memo) as temporary:
-        temporary.write_text(digest)
+    with new_file(memo) as file:
+        file.write(f"{digest} {key_of(digest)}\n".encode())
     return digest
