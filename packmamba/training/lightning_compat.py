@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import warnings
 from typing import Any
 
@@ -127,6 +128,17 @@ def scales_gradients(trainer: Any) -> bool:
     return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
+def gradient_scale(trainer: Any) -> float | None:
+    """What losses are multiplied with before their backward (`16-mixed`), or None. Waits for the device."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return None if scaler is None else scaler.get_scale()
+
+
+def more_batches_follow(trainer: Any) -> bool:
+    """Whether the optimiser step takes another micro-batch after the one at hand."""
+    return trainer.accumulate_grad_batches > 1 and trainer.fit_loop._should_accumulate()
+
+
 def clip_gradients(
     module: LightningModule,
     optimizer: torch.optim.Optimizer,
@@ -166,6 +178,17 @@ def save_checkpoint_now(callback: ModelCheckpoint, trainer: Any) -> None:
     """Has a checkpoint callback save the present state, unless it has done so at this step or must not save."""
     if not callback._should_skip_saving_checkpoint(trainer):
         callback._save_topk_checkpoint(trainer, callback._monitor_candidates(trainer))
+
+
+def newest_checkpoint(trainer: Any) -> str | None:
+    """The checkpoint that this run saved last, or else the one that it began with; None if there is neither."""
+    saved = [
+        path
+        for callback in trainer.checkpoint_callbacks
+        for path in (callback._last_checkpoint_saved, callback.last_model_path, callback.best_model_path)
+        if path and os.path.exists(path)
+    ]
+    return max(saved, key=os.path.getmtime, default=trainer.ckpt_path)
 
 
 class StepProgressBar(RichProgressBar):
