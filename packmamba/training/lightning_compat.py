@@ -213,7 +213,9 @@ class StepProgressBar(RichProgressBar):
 
 
 def expect_hooks_of_module() -> None:
-    """Hides the warning that the module's batch hooks are used though there is a data module: that is wanted."""
+    """Hides the warnings that the module's batch hooks are used though there is a data module, and that averaged
+    weights are not sharded: both are wanted."""
+    warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback with a model that overrides")
     for hook in ("on_before_batch_transfer", "transfer_batch_to_device"):
         warnings.filterwarnings("ignore", message=f"You have overridden `{hook}` in `LightningModule`")
 
