@@ -47,6 +47,10 @@ class CannotRunError(UsageError, RuntimeError):
     """A named choice, such as an attention backend, that cannot run here. The message says why."""
 
 
+class NonFiniteError(UsageError, RuntimeError):
+    """A loss, a gradient or a weight that is NaN or infinite. The message says where, and how to go on."""
+
+
 @contextmanager
 def usage_of(option: str) -> Iterator[None]:
     """An OSError about the file or folder that an option names becomes a UsageFileError that names both."""

@@ -25,6 +25,7 @@ from packmamba.data import PackedDataModule
 from packmamba.errors import UsageError, require_writable, usage_errors_behind, usage_of
 from packmamba.model import attention_costs
 from packmamba.shipped_configs import config_names, with_config_paths
+from packmamba.training.averaging import EMA  # noqa: F401  (a callback that options name)
 from packmamba.training.callbacks import BestCheckpoint, LastCheckpoint, PackedProgressBar, PredictionWriter
 from packmamba.training.evaluated_checkpoint import require_checkpoint
 from packmamba.training.lightning_compat import quiet_commands

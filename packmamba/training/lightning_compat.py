@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import signal
 import warnings
 from typing import Any
@@ -130,6 +131,17 @@ def scales_gradients(trainer: Any) -> bool:
     return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
+def gradient_scale(trainer: Any) -> float | None:
+    """What losses are multiplied with before their backward (`16-mixed`), or None. Waits for the device."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return None if scaler is None else scaler.get_scale()
+
+
+def more_batches_follow(trainer: Any) -> bool:
+    """Whether the optimiser step takes another micro-batch after the one at hand."""
+    return trainer.accumulate_grad_batches > 1 and trainer.fit_loop._should_accumulate()
+
+
 def clip_gradients(
     module: LightningModule,
     optimizer: torch.optim.Optimizer,
@@ -234,6 +246,17 @@ def end_other_ranks(trainer: Any) -> None:
         launcher.kill(signal.SIGKILL)
 
 
+def newest_checkpoint(trainer: Any) -> str | None:
+    """The checkpoint that this run saved last, or else the one that it began with; None if there is neither."""
+    saved = [
+        path
+        for callback in trainer.checkpoint_callbacks
+        for path in (callback._last_checkpoint_saved, callback.last_model_path, callback.best_model_path)
+        if path and os.path.exists(path)
+    ]
+    return max(saved, key=os.path.getmtime, default=trainer.ckpt_path)
+
+
 class StepProgressBar(RichProgressBar):
     """Lightning's rich progress bar, ending where `max_steps` ends and naming the epoch alone."""
 
@@ -256,7 +279,9 @@ class StepProgressBar(RichProgressBar):
 
 
 def expect_hooks_of_module() -> None:
-    """Hides the warning that the module's batch hooks are used though there is a data module: that is wanted."""
+    """Hides the warnings that the module's batch hooks are used though there is a data module, and that averaged
+    weights are not sharded: both are wanted."""
+    warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback with a model that overrides")
     for hook in ("on_before_batch_transfer", "transfer_batch_to_device"):
         warnings.filterwarnings("ignore", message=f"You have overridden `{hook}` in `LightningModule`")
 
