@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -93,7 +94,7 @@ def _shortened(value: Any) -> str:
 
 def _other_fault(file: str, kind: str, options: dict[str, Any]) -> str | None:
     try:
-        for _ in datasets.load_dataset(kind, data_files=[file], split="train", streaming=True, **options):
+        for _ in datasets.load_dataset(kind, data_files=[glob.escape(file)], split="train", streaming=True, **options):
             pass
     except Exception as error:
         # Whatever a reader raises for a file that it cannot read; there are as many kinds as formats.
