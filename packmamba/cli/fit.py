@@ -23,6 +23,7 @@ from packmamba.shipped_configs import config_names, given_configs, with_config_p
 from packmamba.training.callbacks import BestCheckpoint, LastCheckpoint, PackedProgressBar, PredictionWriter
 from packmamba.training.lightning_compat import quiet_commands
 from packmamba.training.lit import LitHybridLM
+from packmamba.training.validation import FinalValidation
 from packmamba.visible_pairs import AttentionCost
 
 TRAINER_DEFAULTS = {
@@ -110,6 +111,8 @@ class PackmambaCLI(LightningCLI):
             callbacks.append(PackedProgressBar())
         if self.subcommand == "predict" and not any(isinstance(c, PredictionWriter) for c in callbacks):
             callbacks.append(PredictionWriter())
+        if self.subcommand == "fit":
+            callbacks.append(FinalValidation())
         if given.get("enable_checkpointing") is False:
             # Lightning refuses checkpoint callbacks where checkpoints were switched off.
             self._parser(self.subcommand).callback_keys.clear()

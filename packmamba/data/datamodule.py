@@ -37,7 +37,12 @@ from packmamba.data.resume.streamed import StreamedDataset
 from packmamba.data.sources import PythonDocs, Source
 from packmamba.data.text.tokenizers import ByteTokenizer, Tokenizer
 from packmamba.errors import UsageError
-from packmamba.training.lightning_compat import batches_trained, current_stage, data_ranks
+from packmamba.training.lightning_compat import (
+    batches_trained,
+    count_validation_over_epochs,
+    current_stage,
+    data_ranks,
+)
 from packmamba.visible_pairs import AttentionCost
 
 _SPLITS_OF: dict[str | None, tuple[Split, ...]] = {
@@ -292,6 +297,10 @@ class PackedDataModule(LightningDataModule):
             dataset = self.dataset("train", world_size=world_size, rank=rank, accumulation=accumulation)
             if isinstance(limit, int) or limit < 1.0:  # to Lightning 1 is one batch, and 1.0 are all of them
                 dataset = dataset.shortened(max(1, limit if isinstance(limit, int) else int(limit * len(dataset))))
+        if self.trainer is not None:
+            said = count_validation_over_epochs(self.trainer, None if self._streamed else len(dataset))
+            if said is not None and self._documents.get("val") is not None:
+                rank_zero_info(said)
         self._progress = TrainingProgress(dataset, self._origin, self.trainer)
         if self._saved is not None:
             # A stream's documents are not known yet.

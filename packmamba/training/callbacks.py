@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from packmamba.training.lightning_compat import StepProgressBar, save_checkpoint_now
 from packmamba.training.lit import LitHybridLM
+from packmamba.training.validation import FinalValidation
 
 SHOWN = {"train/loss": "loss", "val/loss": "val loss", "test/loss": "test loss", "tokens_per_second": "tokens/s"}
 """Labels of the progress bar, by the names of the numbers in the log."""
@@ -98,5 +99,6 @@ class PredictionWriter(Callback):
 
 
 def default_callbacks() -> list[Callback]:
-    """The callbacks that `packmamba fit` adds to every run: a progress bar, `best.ckpt` and `last.ckpt`."""
-    return [PackedProgressBar(), BestCheckpoint(), LastCheckpoint()]
+    """The callbacks that `packmamba fit` adds to every run: a progress bar, validation when training ends, `best.ckpt`
+    and `last.ckpt`."""
+    return [PackedProgressBar(), FinalValidation(), BestCheckpoint(), LastCheckpoint()]

@@ -78,6 +78,56 @@ def begin_next_epoch(trainer: Any, total: int) -> None:
     fit_loop.epoch_loop.restarting = False
 
 
+# Validation while training.
+
+
+def count_validation_over_epochs(trainer: Any, batches: int | None) -> str | None:
+    """Makes `val_check_interval` batches possible where an epoch has fewer: says what was done, or None.
+
+    batches: of an epoch; None for a stream, whose epochs may turn out shorter. Lightning counts the batches of each
+    epoch anew unless `check_val_every_n_epoch` is None, and reads both after it has asked for the training loader.
+    """
+    interval, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
+    if not isinstance(interval, int) or epochs is None or not trainer.limit_val_batches:
+        return None
+    if batches is None:
+        if epochs == 1:
+            trainer.check_val_every_n_epoch = None
+        return None
+    if interval <= batches:
+        return None
+    said = f"trainer.val_check_interval {interval:,} is more than the {batches:,} batches of an epoch: "
+    if epochs == 1:
+        trainer.check_val_every_n_epoch = None
+        return f"{said}batches are counted over epochs, validation comes after every {interval:,}"
+    trainer.val_check_interval = 1.0
+    return f"{said}validation comes at the end of every epoch whose number check_val_every_n_epoch {epochs} divides"
+
+
+def training_ends(trainer: Any) -> bool:
+    """Whether the epoch that ends, in `on_train_epoch_end`, is the last."""
+    fit_loop, max_epochs = trainer.fit_loop, trainer.max_epochs
+    by_epochs = max_epochs not in (None, -1) and fit_loop.epoch_progress.current.processed >= max_epochs
+    by_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    by_request = trainer.should_stop and fit_loop._can_stop_early
+    return not trainer.received_sigterm and bool(by_epochs or by_steps or by_request)
+
+
+def count_logged_step(trainer: Any, steps: int) -> None:
+    """Moves the number of the step under which Lightning logs."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped += steps
+
+
+def validate_now(trainer: Any) -> None:
+    """Runs validation, in `on_train_epoch_end`, as Lightning does after a batch."""
+    first_loop_iter = trainer._logger_connector._first_loop_iter
+    trainer.validating = True
+    trainer.lightning_module.on_validation_model_zero_grad()
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
+    trainer._logger_connector._first_loop_iter = first_loop_iter
+
+
 # The Trainer's connectors: attributes that it has, but does not document or annotate.
 
 

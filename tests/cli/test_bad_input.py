@@ -49,8 +49,6 @@ BAD_INPUT = """
     unknown accelerator | --trainer.accelerator tpux | tpux
     options that contradict each other | --trainer.fast_dev_run -1 \
     | error: trainer: fast_dev_run=-1 is not a valid configuration
-    validation after more batches than there are | --trainer.val_check_interval 1000 \
-    | `val_check_interval` (1000) must be less than or equal to the number of the training batches
     logger of a package that is not installed | --trainer.logger lightning.pytorch.loggers.WandbLogger | wandb
     no file to validate on | --data.val_source '{class_path: packmamba.data.sources.Files, init_args: {paths: []}}' \
     | error: Files.paths is empty; name at least one file
