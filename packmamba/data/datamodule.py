@@ -35,6 +35,7 @@ from packmamba.data.resume.progress import TrainingProgress, TrainingSampler, ch
 from packmamba.data.resume.sections import Sections, open_sections
 from packmamba.data.resume.streamed import StreamedDataset
 from packmamba.data.sources import PythonDocs, Source
+from packmamba.data.text.conversation import TrainOn
 from packmamba.data.text.tokenizers import ByteTokenizer, Tokenizer
 from packmamba.errors import UsageError
 from packmamba.training.lightning_compat import (
@@ -78,6 +79,7 @@ class PackedDataModule(LightningDataModule):
         val_fraction: float = 0.05,
         tokenizer: Tokenizer = _BYTES,
         chat_template: str | None = None,
+        train_on: TrainOn = "all_assistant",
         tokenizer_workers: int | None = None,
         capacity: int = 4096,
         strategy: Strategy = "best_fit_decreasing",
@@ -107,6 +109,8 @@ class PackedDataModule(LightningDataModule):
                 0 for no validation. The seed decides which documents.
             tokenizer: Text to token ids: ByteTokenizer, BPETokenizer or HFTokenizer.
             chat_template: A Jinja file that writes conversations out. Unset: the tokenizer's own, or else ChatML.
+            train_on: The messages of a conversation that have a loss: `all_assistant`, or `last_assistant`, the last of
+                the assistant's alone. Those whose `weight` is 0, or whose `train` is false, never have one.
             tokenizer_workers: Processes that tokenise; 0 for the main process alone. Unset: as many as there are CPUs,
                 where there is much to do and the tokenizer has no threads of its own.
             capacity: Tokens a pack can hold.
@@ -146,6 +150,7 @@ class PackedDataModule(LightningDataModule):
                 streaming=source.streaming,
                 val_fraction=val_fraction,
                 tokenizer=tokenizer,
+                train_on=train_on,
             ),
             packs=PackOptions(
                 strategy=strategy,
@@ -207,6 +212,8 @@ class PackedDataModule(LightningDataModule):
         for split in _SPLITS_OF[stage]:
             if split not in self._documents and not (split == "train" and self._streamed):
                 self._documents[split] = self.splits.open(split)
+        if stage == "fit" and not self._streamed and (said := self.splits.about_conversations("train")):
+            rank_zero_info(f"{self.options.sources.train}: {said}")
 
     def teardown(self, stage: str) -> None:
         """Deletes the sections of a streamed source."""

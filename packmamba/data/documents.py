@@ -7,13 +7,16 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
+from datasets import Dataset
 from lightning.pytorch.utilities import rank_zero_warn
 
 from packmamba.data.options import DataOptions, EmptyDocuments, Split
 from packmamba.data.packers import Packs
 from packmamba.data.sources import Source
+from packmamba.data.text.conversation import TrainOn
 from packmamba.data.text.corpus import Corpus, tokenise
 from packmamba.data.text.encode import RowError
+from packmamba.data.text.show import about_conversations
 from packmamba.errors import UsageError
 
 
@@ -77,6 +80,15 @@ def rows_to_train_on(
     return np.flatnonzero((lengths > 0) & ~silent)
 
 
+def require_conversations(dataset: Dataset, source: Source, train_on: TrainOn) -> None:
+    """Raises UsageError where `train_on` chooses messages of training documents that are all plain text."""
+    if train_on != "all_assistant" and dataset.column_names == ["text"]:
+        raise UsageError(
+            f"train_on={train_on!r} chooses messages of conversations, and {source} holds plain text: set its "
+            "messages_column, or prompt_column and completion_column, or leave train_on out"
+        )
+
+
 class DocumentSplits:
     """Opens the documents of a split, from the cache where they have been tokenised before.
 
@@ -86,6 +98,7 @@ class DocumentSplits:
 
     def __init__(self, options: DataOptions) -> None:
         self.options = options
+        self._datasets: dict[Split, Dataset] = {}
         self._corpora: dict[Split, Corpus] = {}
         self._kept: dict[Split, np.ndarray] = {}
 
@@ -110,21 +123,32 @@ class DocumentSplits:
         """Every document of the source of a split, tokenised."""
         name = self.source_of(split)
         if name not in self._corpora:
+            documents = self.options.documents
             source, handling = self.source(split), self.options.handling
-            dataset, most = source.load(handling.cache_dir), self.options.documents.max_documents
+            dataset, most = source.load(handling.cache_dir), documents.max_documents
             if most is not None and len(dataset) > most:
                 dataset = dataset.select(range(most))
+            if name == "train":
+                require_conversations(dataset, source, documents.train_on)
+            self._datasets[name] = dataset
             try:
                 self._corpora[name] = tokenise(
                     dataset,
-                    self.options.documents.tokenizer,
+                    documents.tokenizer,
                     handling.cache_dir,
                     chat_template=self.options.sources.chat_template,
+                    train_on=documents.train_on,
                     workers=handling.tokenizer_workers,
                 )
             except RowError as error:
                 raise UsageError(f"{source}, {error}") from error
         return self._corpora[name]
+
+    def about_conversations(self, split: Split) -> str | None:
+        """See `text.show.about_conversations`; of the whole source of a split."""
+        corpus = self.corpus(split)
+        dataset = self._datasets[self.source_of(split)]
+        return about_conversations(dataset, corpus, self.options.documents.tokenizer)
 
     def open(self, split: Split) -> Documents | None:
         """The documents of a split; None if it has none, because `val_fraction` is 0 and no source was given, or if its

@@ -16,6 +16,7 @@ from packmamba.data.cache import file_digest
 from packmamba.data.packers import LongDocuments, Strategy, ThresholdFiltering, check_options
 from packmamba.data.plan import Balance, PlanOptions
 from packmamba.data.sources import Source
+from packmamba.data.text.conversation import TRAIN_ON, TrainOn
 from packmamba.data.text.tokenizers import Tokenizer
 from packmamba.errors import UsageError
 from packmamba.visible_pairs import AttentionCost
@@ -75,8 +76,12 @@ class DocumentOptions:
     """The part of the training source that validation gets where it has no source of its own."""
     tokenizer: Tokenizer
     """Text to token ids."""
+    train_on: TrainOn = "all_assistant"
+    """Which of the assistant's messages have a loss."""
 
     def __post_init__(self) -> None:
+        if self.train_on not in TRAIN_ON:
+            raise UsageError(f"unknown train_on {self.train_on!r}; available: {', '.join(TRAIN_ON)}")
         if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
             raise UsageError(f"val_fraction must be at least 0 and below 1, got {self.val_fraction}")
         for name in ("max_documents", "section_documents"):
