@@ -15,6 +15,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveCon
 from lightning.pytorch.loggers import CSVLogger
 
 from packmamba.cli.old_names import rename_arguments
+from packmamba.cli.validation_sets import print_sets
 from packmamba.config import ModelConfig
 from packmamba.data import PackedDataModule
 from packmamba.errors import MissingFileError, UsageError, UsageFileError, usage_errors_behind, usage_of
@@ -125,6 +126,14 @@ class PackmambaCLI(LightningCLI):
             raise
         except (ValueError, MisconfigurationException) as error:  # options that Lightning does not accept
             raise UsageError(f"trainer: {error}") from error
+
+    def before_validate(self) -> None:
+        if self.datamodule.val_names:  # Lightning's table would have a column for each, all of them alike
+            self.config_init["validate"]["verbose"] = False
+
+    def after_validate(self) -> None:
+        if self.model.losses_of_sets and self.model.document_losses is not None and self.trainer.is_global_zero:
+            print_sets(self.model.losses_of_sets, self.model.document_losses)
 
     def after_fit(self) -> None:
         folder = self.trainer.log_dir  # on every rank: reading it is a broadcast

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from lightning.pytorch.utilities import rank_zero_warn
 
-from packmamba.data.options import DataOptions, EmptyDocuments, Split
+from packmamba.data.options import SPLITS, DataOptions, EmptyDocuments, Split
 from packmamba.data.packers import Packs
 from packmamba.data.sources import Source
 from packmamba.data.text.conversation import TrainOn
@@ -102,12 +102,23 @@ class DocumentSplits:
         self._corpora: dict[Split, Corpus] = {}
         self._kept: dict[Split, np.ndarray] = {}
 
+    def of_stage(self, stage: str | None) -> tuple[Split, ...]:
+        """The splits of a stage (`fit`, `validate`, `test`, `predict`); None: all."""
+        validation = self.options.sources.validation
+        known = {"fit": ("train", *validation), "validate": validation, None: ("train", *validation, *SPLITS[2:])}
+        return known[stage] if stage in known else (str(stage),)
+
+    def has_source(self, split: Split) -> bool:
+        """Whether a split has a source. It has none where it would take those of validation, which are several."""
+        sources = self.options.sources
+        return split == "train" or sources.val_sources is None or sources.own(split) is not None
+
     def source_of(self, split: Split) -> Split:
         """The split whose source a split's documents come from."""
         sources = self.options.sources
         if sources.own(split) is not None:
             return split
-        return "train" if sources.val is None or split == "train" else "val"
+        return "train" if sources.hold_out or split == "train" else "val"
 
     def source(self, split: Split) -> Source:
         """The source that a split's documents come from."""
@@ -115,9 +126,17 @@ class DocumentSplits:
         assert source is not None
         return source
 
+    def why_none(self, split: Split) -> str:
+        """Why a split has no documents, and what would give it some."""
+        if not self.has_source(split):
+            sets = ", ".join(self.options.sources.validation)
+            return f"there are several validation sets, {sets}, and no other {split} documents: set {split}_source"
+        streamed = self.is_streamed("train")
+        return f"there are no {split} documents: set {'' if streamed else 'val_fraction above 0, or '}{split}_source"
+
     def is_streamed(self, split: Split) -> bool:
         """Whether the source of a split is read while training goes on."""
-        return self.source(split).streaming
+        return self.has_source(split) and self.source(split).streaming
 
     def corpus(self, split: Split) -> Corpus:
         """Every document of the source of a split, tokenised."""
@@ -152,16 +171,16 @@ class DocumentSplits:
 
     def open(self, split: Split) -> Documents | None:
         """The documents of a split; None if it has none, because `val_fraction` is 0 and no source was given, or if its
-        source is streamed.
+        source is streamed, or one of several.
 
         Raises UsageError as `rows_to_train_on` does, for a source without any document to train on, or if validation
         would leave none.
         """
-        if self.is_streamed(split):
+        if self.is_streamed(split) or not self.has_source(split):
             return None
         corpus = self.corpus(split)
         rows = self._rows(self.source_of(split))
-        if self.source_of(split) != "train" or (split == "train" and self.options.sources.val is not None):
+        if self.source_of(split) != "train" or (split == "train" and not self.options.sources.hold_out):
             return Documents(corpus, rows)
         held_out = self._held_out(rows)
         if split == "train":

@@ -78,30 +78,7 @@ def begin_next_epoch(trainer: Any, total: int) -> None:
     fit_loop.epoch_loop.restarting = False
 
 
-# Validation while training.
-
-
-def count_validation_over_epochs(trainer: Any, batches: int | None) -> str | None:
-    """Makes `val_check_interval` batches possible where an epoch has fewer: says what was done, or None.
-
-    batches: of an epoch; None for a stream, whose epochs may turn out shorter. Lightning counts the batches of each
-    epoch anew unless `check_val_every_n_epoch` is None, and reads both after it has asked for the training loader.
-    """
-    interval, epochs = trainer.val_check_interval, trainer.check_val_every_n_epoch
-    if not isinstance(interval, int) or epochs is None or not trainer.limit_val_batches:
-        return None
-    if batches is None:
-        if epochs == 1:
-            trainer.check_val_every_n_epoch = None
-        return None
-    if interval <= batches:
-        return None
-    said = f"trainer.val_check_interval {interval:,} is more than the {batches:,} batches of an epoch: "
-    if epochs == 1:
-        trainer.check_val_every_n_epoch = None
-        return f"{said}batches are counted over epochs, validation comes after every {interval:,}"
-    trainer.val_check_interval = 1.0
-    return f"{said}validation comes at the end of every epoch whose number check_val_every_n_epoch {epochs} divides"
+# Validation when training ends.
 
 
 def training_ends(trainer: Any) -> bool:
