@@ -20,6 +20,7 @@ from packmamba.cli.old_names import rename_arguments
 from packmamba.cli.parser_errors import check_config_files, meant_config
 from packmamba.cli.plain_errors import plain_errors
 from packmamba.cli.trainer_options import check_least, check_seed, check_trainer
+from packmamba.cli.validation_sets import print_sets
 from packmamba.config import ModelConfig
 from packmamba.data import PackedDataModule
 from packmamba.errors import UsageError, require_writable, usage_errors_behind, usage_of
@@ -30,6 +31,7 @@ from packmamba.training.callbacks import BestCheckpoint, LastCheckpoint, PackedP
 from packmamba.training.evaluated_checkpoint import require_checkpoint
 from packmamba.training.lightning_compat import quiet_commands
 from packmamba.training.lit import LitHybridLM
+from packmamba.training.validation import FinalValidation
 from packmamba.visible_pairs import AttentionCost
 
 TRAINER_DEFAULTS = {
@@ -158,6 +160,8 @@ class PackmambaCLI(LightningCLI):
             callbacks.append(PackedProgressBar())
         if self.subcommand == "predict" and not any(isinstance(c, PredictionWriter) for c in callbacks):
             callbacks.append(PredictionWriter())
+        if self.subcommand == "fit":
+            callbacks.append(FinalValidation())
         if given.get("enable_checkpointing") is False:
             # Lightning refuses checkpoint callbacks where checkpoints were switched off.
             self._parser(self.subcommand).callback_keys.clear()
@@ -170,6 +174,14 @@ class PackmambaCLI(LightningCLI):
             raise
         except (ValueError, TypeError, ImportError, MisconfigurationException) as error:  # what Lightning refuses
             raise UsageError(f"trainer: {error}") from error
+
+    def before_validate(self) -> None:
+        if self.datamodule.val_names:  # Lightning's table would have a column for each, all of them alike
+            self.config_init["validate"]["verbose"] = False
+
+    def after_validate(self) -> None:
+        if self.model.losses_of_sets and self.model.document_losses is not None and self.trainer.is_global_zero:
+            print_sets(self.model.losses_of_sets, self.model.document_losses)
 
     def after_fit(self) -> None:
         folder = self.trainer.log_dir  # on every rank: reading it is a broadcast

@@ -6,7 +6,8 @@ the fields of `DocumentOptions`, `PackOptions` and `OrderOptions`, all of them, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -18,12 +19,14 @@ from packmamba.data.packers import LongDocuments, Strategy, ThresholdFiltering, 
 from packmamba.data.plan import Balance, PlanOptions
 from packmamba.data.sources import Source
 from packmamba.data.text.chat import ChatTemplate
+from packmamba.data.text.conversation import TRAIN_ON, TrainOn
 from packmamba.data.text.tokenizers import Tokenizer
 from packmamba.errors import UsageError
 from packmamba.visible_pairs import AttentionCost
 
-Split = Literal["train", "val", "test", "predict"]
-SPLITS: tuple[Split, ...] = get_args(Split)
+Split = str
+"""`train`, `val`, `test`, `predict`, or `val/NAME`, one of several validation sets."""
+SPLITS: tuple[Split, ...] = ("train", "val", "test", "predict")
 
 EmptyDocuments = Literal["skip", "error"]
 
@@ -43,6 +46,8 @@ class SourceOptions:
     """Documents to train on."""
     val: Source | None = None
     """Documents to validate on; None: a part of the training documents."""
+    val_sources: Mapping[str, Source] | None = None
+    """Several sets of documents to validate on, by name; then `val` is None."""
     test: Source | None = None
     """Documents to test on; None: those of validation."""
     predict: Source | None = None
@@ -51,15 +56,43 @@ class SourceOptions:
     """A Jinja file that writes conversations out; None: the tokenizer's own, or else ChatML."""
 
     def __post_init__(self) -> None:
-        for split in SPLITS[1:]:
+        if self.val_sources is not None:
+            self._check_names(self.val_sources)
+        for split in (*SPLITS[1:], *self.validation):
             if (other := self.own(split)) is not None and other.streaming:
+                _, _, name = split.partition("/")
+                option = f"val_sources.{name}" if name else f"{split}_source"
                 raise UsageError(
-                    f"{split}_source {other} cannot be streamed, only training documents can; set its streaming to "
+                    f"{option} {other} cannot be streamed, only training documents can; set its streaming to "
                     "false, and max_documents if it is large"
                 )
 
+    def _check_names(self, sources: Mapping[str, Source]) -> None:
+        if self.val is not None:
+            raise UsageError("val_source and val_sources are both given; put the one among the others, by a name")
+        if not sources:
+            raise UsageError("val_sources is empty; name at least one source, or leave it out")
+        for name in sources:
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise UsageError(
+                    f"val_sources has a set called {name!r}; a name is made of letters, digits, '_', '-' and '.', for "
+                    "its loss is logged as val/NAME/loss"
+                )
+
+    @property
+    def validation(self) -> tuple[Split, ...]:
+        """The splits that validation has: `val`, or one for each of several sets."""
+        return ("val",) if self.val_sources is None else tuple(f"val/{name}" for name in self.val_sources)
+
+    @property
+    def hold_out(self) -> bool:
+        """Whether validation gets a part of the training source, because it has no source of its own."""
+        return self.val is None and self.val_sources is None
+
     def own(self, split: Split) -> Source | None:
         """The source that was given for a split."""
+        if split.startswith("val/"):
+            return None if self.val_sources is None else self.val_sources[split.removeprefix("val/")]
         return getattr(self, split)
 
 
@@ -80,8 +113,12 @@ class DocumentOptions:
     """The part of the training source that validation gets where it has no source of its own."""
     tokenizer: Tokenizer
     """Text to token ids."""
+    train_on: TrainOn = "all_assistant"
+    """Which of the assistant's messages have a loss."""
 
     def __post_init__(self) -> None:
+        if self.train_on not in TRAIN_ON:
+            raise UsageError(f"unknown train_on {self.train_on!r}; available: {', '.join(TRAIN_ON)}")
         if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
             raise UsageError(f"val_fraction must be at least 0 and below 1, got {self.val_fraction}")
         for name in ("max_documents", "section_documents"):
@@ -89,7 +126,7 @@ class DocumentOptions:
 
     def in_effect(self, sources: SourceOptions) -> DocumentOptions:
         """The same, with None for options that do not matter to these sources."""
-        kept = self if sources.val is None else replace(self, val_fraction=None)
+        kept = self if sources.hold_out else replace(self, val_fraction=None)
         # Documents that are loaded are hashed after `max_documents` has been applied.
         return kept if self.streaming else replace(kept, section_documents=None, max_documents=None)
 
@@ -177,6 +214,8 @@ class HandlingOptions:
     """Fill every batch to exactly `capacity` tokens, with one sequence that has no targets."""
     num_workers: int = 0
     """Processes that prepare batches; 0: the training process."""
+    tokens_per_step: int | None = None
+    """Tokens of an optimiser step, as accumulate_grad_batches makes them; a resumed run may have another number."""
     tokenizer_workers: int | None = None
     """Processes that tokenise; 0: the main process alone; None: as many as help."""
     cache_dir: Path
@@ -189,6 +228,7 @@ class HandlingOptions:
         for name in ("num_workers", "tokenizer_workers"):
             _require_at_least(0, name, getattr(self, name))
         _require_at_least(1, "max_val_documents", self.max_val_documents)
+        _require_at_least(1, "tokens_per_step", self.tokens_per_step)
         if self.empty_documents not in get_args(EmptyDocuments):
             raise UsageError(f"unknown empty_documents {self.empty_documents!r}; available: skip, error")
 
@@ -216,7 +256,11 @@ class DataOptions:
             open_embeddings(self.packs.embeddings)
         if self.sources.chat_template is not None:
             ChatTemplate.of(self.documents.tokenizer, self.sources.chat_template)
-        if not fraction or self.sources.val is not None:
+        if self.handling.tokens_per_step is not None and self.packs.strategy == "single":
+            raise UsageError(
+                "tokens_per_step counts full packs, and strategy 'single' makes none; leave one of them out"
+            )
+        if not fraction or not self.sources.hold_out:
             return
         if source.repeats_documents:
             raise UsageError(

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from packmamba.training.checkpoints import BestCheckpoint, LastCheckpoint
 from packmamba.training.lightning_compat import StepProgressBar
 from packmamba.training.lit import LitHybridLM
+from packmamba.training.validation import FinalValidation
 
 __all__ = ["BestCheckpoint", "LastCheckpoint", "PackedProgressBar", "PredictionWriter", "default_callbacks"]
 
@@ -62,5 +63,6 @@ class PredictionWriter(Callback):
 
 
 def default_callbacks() -> list[Callback]:
-    """The callbacks that `packmamba fit` adds to every run: a progress bar, `best.ckpt` and `last.ckpt`."""
-    return [PackedProgressBar(), BestCheckpoint(), LastCheckpoint()]
+    """The callbacks that `packmamba fit` adds to every run: a progress bar, validation when training ends, `best.ckpt`
+    and `last.ckpt`."""
+    return [PackedProgressBar(), FinalValidation(), BestCheckpoint(), LastCheckpoint()]

@@ -82,6 +82,33 @@ def begin_next_epoch(trainer: Any, total: int) -> None:
     fit_loop.epoch_loop.restarting = False
 
 
+# Validation when training ends.
+
+
+def training_ends(trainer: Any) -> bool:
+    """Whether the epoch that ends, in `on_train_epoch_end`, is the last."""
+    fit_loop, max_epochs = trainer.fit_loop, trainer.max_epochs
+    by_epochs = max_epochs not in (None, -1) and fit_loop.epoch_progress.current.processed >= max_epochs
+    by_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    by_request = trainer.should_stop and fit_loop._can_stop_early
+    return not trainer.received_sigterm and bool(by_epochs or by_steps or by_request)
+
+
+def count_logged_step(trainer: Any, steps: int) -> None:
+    """Moves the number of the step under which Lightning logs."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped += steps
+
+
+def validate_now(trainer: Any) -> None:
+    """Runs validation, in `on_train_epoch_end`, as Lightning does after a batch."""
+    first_loop_iter = trainer._logger_connector._first_loop_iter
+    trainer.validating = True
+    trainer.lightning_module.on_validation_model_zero_grad()
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
+    trainer._logger_connector._first_loop_iter = first_loop_iter
+
+
 # The Trainer's connectors: attributes that it has, but does not document or annotate.
 
 

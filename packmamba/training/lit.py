@@ -7,6 +7,7 @@ Trainer(max_steps=100, gradient_clip_val=1.0).fit(lit, datamodule)
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -144,7 +145,9 @@ class LitHybridLM(LightningModule):
         """The last validation's, test's or prediction's losses, document by document."""
         self._finite = FiniteCheck(on_nonfinite, max_skipped_steps)
         self._step_log = StepLog(config)
-        self._table = DocumentLossTable()
+        self.losses_of_sets: dict[str, DocumentLosses] = {}
+        """The same of each validation set, where the data module names several."""
+        self._tables = [DocumentLossTable()]
         self._optimizer_step: dict[str, Tensor | float] | None = None
         self._decay_end: int | None = None
         self._resumed: SavedTraining | None = None
@@ -308,13 +311,19 @@ class LitHybridLM(LightningModule):
     on_test_start = on_predict_start = _check_finite
 
     def on_validation_epoch_start(self) -> None:
-        self._table = DocumentLossTable()
+        self._tables = [DocumentLossTable() for _ in self._val_names() or ("",)]
 
-    on_test_epoch_start = on_validation_epoch_start
-    on_predict_epoch_start = on_validation_epoch_start
+    def on_test_epoch_start(self) -> None:
+        self._tables = [DocumentLossTable()]
 
-    def validation_step(self, batch: PackedBatch, batch_idx: int) -> None:
-        self._add_document_losses(batch)
+    on_predict_epoch_start = on_test_epoch_start
+
+    def _val_names(self) -> Sequence[str]:
+        """The names of several validation sets, in the order of their loaders; empty where there is one."""
+        return getattr(datamodule_of(self.trainer), "val_names", ())
+
+    def validation_step(self, batch: PackedBatch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        self._add_document_losses(batch, dataloader_idx if len(self._tables) > 1 else 0)
 
     def test_step(self, batch: PackedBatch, batch_idx: int) -> None:
         self._add_document_losses(batch)
@@ -324,22 +333,26 @@ class LitHybridLM(LightningModule):
         the pieces when prediction ends."""
         return self._add_document_losses(batch).records()
 
-    def _add_document_losses(self, batch: PackedBatch) -> DocumentLosses:
+    def _add_document_losses(self, batch: PackedBatch, table: int = 0) -> DocumentLosses:
         token_losses = self._built().loss(batch.input_ids, batch.packing, batch.labels, reduction="none")
-        return self._table.add(batch, token_losses)
+        return self._tables[table].add(batch, token_losses)
 
     def on_validation_epoch_end(self) -> None:
-        self._log_document_losses("val")
+        losses = [table.result() for table in self._tables]
+        self.losses_of_sets = dict(zip(self._val_names(), losses, strict=False))
+        for name, of_set in self.losses_of_sets.items():
+            self._log_document_losses(f"val/{name}", of_set)
+        self._log_document_losses("val", DocumentLosses.of_sets(losses))
 
     def on_test_epoch_end(self) -> None:
-        self._log_document_losses("test")
+        self._log_document_losses("test", self._tables[0].result())
 
     def on_predict_epoch_end(self) -> None:
-        self.document_losses = self._table.result()
+        self.document_losses = self._tables[0].result()
 
-    def _log_document_losses(self, prefix: str) -> None:
-        self.document_losses = self._table.result()
-        for name, value in self.document_losses.summary().items():
+    def _log_document_losses(self, prefix: str, losses: DocumentLosses) -> None:
+        self.document_losses = losses
+        for name, value in losses.summary().items():
             self.log(f"{prefix}/{name}", value, prog_bar=name == "loss", batch_size=1, sync_dist=True)
 
     # Checkpoints

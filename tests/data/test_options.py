@@ -59,6 +59,7 @@ OTHERS: dict[str, Any] = {
     "max_documents": 9,
     "val_fraction": 0.5,
     "tokenizer": ByteTokenizer(add_bos=True),
+    "train_on": "last_assistant",
     "strategy": "wrapped",
     "capacity": 17,
     "buffer": 3,
@@ -122,8 +123,10 @@ def test_a_checkpoint_of_before_the_groups_has_the_fingerprint_of_its_options() 
     ],
 )
 def test_the_one_cost_of_attention_of_old_checkpoints_is_translated(old: dict[str, Any], new: Any) -> None:
-    assert translated({"seed": 1} | old) == {"seed": 1, "attention_costs": new}
-    assert translated({"seed": 1, "attention_costs": new}) == {"seed": 1, "attention_costs": new}
+    today = {"seed": 1, "attention_costs": new, "train_on": "all_assistant"}
+    assert translated({"seed": 1} | old) == today
+    assert translated({"seed": 1, "attention_costs": new}) == today
+    assert translated(today | {"train_on": "last_assistant"}) == today | {"train_on": "last_assistant"}
 
 
 def test_costs_of_another_type_and_missing_files_are_usage_errors() -> None:

@@ -100,7 +100,8 @@ def limit_to_whole_documents(trainer: Any, dataset: PackedDataset, split: Split)
 
     Raises UsageError where none is.
     """
-    name = f"limit_{split}_batches"
+    stage = split.partition("/")[0]
+    name = f"limit_{stage}_batches"
     limit = 1.0 if trainer is None else getattr(trainer, name)
     batches = limit if isinstance(limit, int) else int(limit * len(dataset))
     if not batches or batches >= len(dataset):
@@ -109,7 +110,7 @@ def limit_to_whole_documents(trainer: Any, dataset: PackedDataset, split: Split)
     if not left:
         raise UsageError(
             f"trainer.{name} {limit} ends before any of the {there:,} documents does; raise it"
-            + (", or limit documents with data.max_val_documents instead" if split == "val" else "")
+            + (", or limit documents with data.max_val_documents instead" if stage == "val" else "")
         )
     return [f"trainer.{name} {limit} leaves {left:,} of {there:,} documents whole, and only these are counted"]
 

@@ -22,6 +22,7 @@ from packmamba.atomic import new_file, new_folder
 from packmamba.data.cache import key_of, progress_bar
 from packmamba.data.checksums import is_intact, seal
 from packmamba.data.text.chat import ChatTemplate
+from packmamba.data.text.conversation import TrainOn
 from packmamba.data.text.encode import Encoder
 from packmamba.data.text.parallel import encode_all, num_workers, undecodable
 from packmamba.data.text.tokenizers import Tokenizer
@@ -31,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 _FORMAT = 1
 """Changes when the files of a corpus do, so that old caches are not read."""
+_CONVERSATIONS = 2
+"""Changes when the same conversations get other tokens or targets."""
 _CHUNK = 2**22
 """Tokens whose targets are counted at once."""
 
@@ -130,12 +133,14 @@ def tokenise(
     cache_dir: Path,
     *,
     chat_template: str | None = None,
+    train_on: TrainOn = "all_assistant",
     workers: int | None = 0,
 ) -> Corpus:
     """The documents of a source as token ids, from the cache if these documents have met this tokenizer before.
 
     chat_template: a Jinja file for conversations; see `ChatTemplate.of`, and `Encoder.encode` for the
-    treatment of a row. workers: processes that tokenise; 0: this one; None: see `num_workers`.
+    treatment of a row. train_on: which of the assistant's messages are to be predicted. workers: processes that
+    tokenise; 0: this one; None: see `num_workers`.
 
     Raises UsageError if every document is empty, or if the tokenizer gives an id that is not below its vocabulary size;
     RowError for a row that is not UTF-8, or a conversation that cannot be written out; MissingFileError if the chat
@@ -143,12 +148,12 @@ def tokenise(
     """
     template = None if dataset.column_names == ["text"] else ChatTemplate.of(tokenizer, chat_template)
     text_digest = _text_digest(dataset, cache_dir)
-    parts = [_FORMAT, text_digest, tokenizer.fingerprint, *([template] if template else [])]
+    parts = [_FORMAT, text_digest, tokenizer.fingerprint, *([template, train_on, _CONVERSATIONS] if template else [])]
     folder = cache_dir / "tokens" / key_of(*parts)
     if is_intact(folder, "Tokens"):
         _log.info("tokens of %d documents come from the cache, %s", len(dataset), folder)
         return Corpus(folder)
-    encoder = Encoder(tokenizer, template)
+    encoder = Encoder(tokenizer, template, train_on)
     workers = num_workers(dataset, encoder) if workers is None else workers
     started = time.perf_counter()
     with new_folder(folder) as temporary:
