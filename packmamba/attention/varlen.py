@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import inspect
+from typing import Any
 
+import torch
 from torch import Tensor
-from torch.nn.attention.varlen import varlen_attn
 
 from packmamba.attention.masks import AttentionMask
 from packmamba.packing import Packing
 
-_PARAMETERS = inspect.signature(varlen_attn).parameters
+varlen_attn: Any = None
+if (
+    torch.backends.cuda.is_built()
+):  # elsewhere nothing can run it, and with it comes torch's compiler, which takes seconds
+    from torch.nn.attention.varlen import varlen_attn
+
+_PARAMETERS = inspect.signature(varlen_attn).parameters if varlen_attn else {}
 
 
 def attend(

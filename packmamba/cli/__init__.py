@@ -15,18 +15,20 @@ import sys
 from collections.abc import Sequence
 
 from packmamba import __version__
+from packmamba.cli.deferred import import_lightning
+from packmamba.cli.terminal import never_fail
 from packmamba.errors import UsageError, did_you_mean
 
 COMMANDS = {
-    "quickstart": ("quickstart", "train, validate and compare a small hybrid on the CPU in a few minutes"),
+    "quickstart": ("quickstart", "train, validate and compare a small hybrid on the CPU, in minutes"),
     "fit": ("fit", "train a model"),
-    "validate": ("fit", "perplexity, over tokens and document by document, of the validation set"),
+    "validate": ("fit", "perplexity of the validation set, by token and by document"),
     "test": ("fit", "the same for the test set"),
     "predict": ("fit", "each document's loss and perplexity, written to a JSONL file"),
-    "compare": ("compare", "packed, padded and one document at a time, timed on the same documents"),
-    "pack": ("pack", "how long a data set's documents are, and what each packing strategy makes of them"),
-    "tokenizer": ("tokenizer", "train a BPE tokenizer on your documents: `packmamba tokenizer train`"),
-    "info": ("info", "versions, what each operator and attention backend would run here, configurations"),
+    "compare": ("compare", "packed, padded and one document at a time, timed"),
+    "pack": ("pack", "how long documents are, and what each packing strategy makes of them"),
+    "tokenizer": ("tokenizer", "train a BPE tokenizer on documents: `packmamba tokenizer train`"),
+    "info": ("info", "versions, what would run here and why, configurations"),
 }
 """Every command: the file of this folder whose `main(argv)` runs it, and its line in `packmamba --help`."""
 
@@ -44,9 +46,10 @@ commands:
 {commands}
 
 options:
-  -h, --help            this text; `packmamba COMMAND --help` for a command's options
-  --version             print the version
-  --traceback           show the whole traceback of an error in the input (also: PACKMAMBA_TRACEBACK=1)
+  -h, --help  this text; `packmamba COMMAND --help` for a command's options
+  --version   print the version
+  --traceback show the whole traceback of an error in the input
+              (also: PACKMAMBA_TRACEBACK=1)
 
 example:
   packmamba fit --config quickstart --trainer.max_steps 50
@@ -60,13 +63,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     A UsageError is printed as `packmamba: error: …`, unless `--traceback` asks for more. Any other exception is a bug,
     of packmamba or of another library, and is raised.
     """
+    never_fail()
     arguments = list(sys.argv[1:] if argv is None else argv)
     show_traceback = os.environ.get("PACKMAMBA_TRACEBACK", "") not in ("", "0")
     if "--traceback" in arguments:
         arguments.remove("--traceback")
         show_traceback = True
     if not arguments or arguments[0] in ("-h", "--help"):
-        lines = [f"  {name:<21} {line}" for name, (_, line) in COMMANDS.items()]
+        lines = [f"  {name:<11} {line}" for name, (_, line) in COMMANDS.items()]
         print(HELP.format(commands="\n".join(lines)), end="")
         return 0
     if arguments[0] == "--version":
@@ -93,7 +97,11 @@ def _run(arguments: list[str]) -> int:
     # Before torch is imported: its CPU threads (GNU OpenMP) wait for each other by spinning, by default so long that
     # on a busy machine a training step takes several times as long; on an idle one this changes nothing.
     os.environ.setdefault("GOMP_SPINCOUNT", "1000")
+    if not sys.stderr.isatty():
+        os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # they fill files with half-drawn bars
     file, _ = COMMANDS[arguments[0]]
+    if file in ("fit", "quickstart", "pack", "tokenizer"):
+        import_lightning()
     module = importlib.import_module(f"packmamba.cli.{file}")
     takes_name = file == "fit"
     try:

@@ -6,19 +6,20 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from docstring_parser import DocstringStyle
 from jsonargparse import Namespace, set_parsing_settings
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import Trainer
-from lightning.pytorch.callbacks import ProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_info
 
 from packmamba.cli.checks import SPLIT_OF, check_run, require_backend
 from packmamba.cli.going_on import GoingOn
+from packmamba.cli.help import arrange, wants_help
 from packmamba.cli.old_names import rename_arguments
 from packmamba.cli.parser_errors import check_config_files, meant_config
 from packmamba.cli.plain_errors import plain_errors
+from packmamba.cli.run_output import RunOutput, add_arguments, print_metrics
 from packmamba.cli.trainer_options import check_least, check_seed, check_trainer
 from packmamba.cli.validation_sets import print_sets
 from packmamba.config import ModelConfig
@@ -27,7 +28,7 @@ from packmamba.errors import UsageError, require_writable, usage_errors_behind, 
 from packmamba.model import attention_costs
 from packmamba.shipped_configs import config_names, with_config_paths
 from packmamba.training.averaging import EMA  # noqa: F401  (a callback that options name)
-from packmamba.training.callbacks import BestCheckpoint, LastCheckpoint, PackedProgressBar, PredictionWriter
+from packmamba.training.callbacks import BestCheckpoint, LastCheckpoint
 from packmamba.training.evaluated_checkpoint import require_checkpoint
 from packmamba.training.lightning_compat import quiet_commands
 from packmamba.training.lit import LitHybridLM
@@ -59,10 +60,12 @@ class PackmambaCLI(LightningCLI):
         arguments: list[str],
         given: Sequence[str] = (),
         before_run: Callable[[PackmambaCLI], None] = lambda cli: None,
+        output: RunOutput = RunOutput(),  # noqa: B008  (frozen)
     ) -> None:
         """arguments: the command and its options. given: the same as they were typed. before_run: called with model,
         data and trainer made, before data is read."""
         self._arguments = arguments
+        self._output = output
         self._going_on = GoingOn(given or arguments)
         self._before_run = before_run
         self._options: LightningArgumentParser | None = None
@@ -104,6 +107,7 @@ class PackmambaCLI(LightningCLI):
             "--name", type=str, default="packmamba", help="Logs and checkpoints go to runs/NAME/version_N/."
         )
         self._going_on.add_arguments(parser)
+        add_arguments(parser)
         parser.add_lightning_class_args(BestCheckpoint, "best_checkpoint")
         parser.add_lightning_class_args(LastCheckpoint, "last_checkpoint")
         parser.link_arguments("model.config", "data.attention_costs", compute_fn=_attention_costs)
@@ -113,7 +117,7 @@ class PackmambaCLI(LightningCLI):
         if self.subcommand == "fit" and trainer.max_steps == -1 and trainer.max_epochs is None:
             raise UsageError("how long to train is not set: give trainer.max_steps or trainer.max_epochs")
         with usage_of("trainer.default_root_dir"):
-            if trainer.logger in (None, True):
+            if trainer.logger in (None, True) and not self._output.check:
                 require_writable(_log_root(trainer))
         with usage_of("data.cache_dir"):
             require_writable(Path(self._get(self.config, "data").cache_dir).expanduser())
@@ -121,6 +125,10 @@ class PackmambaCLI(LightningCLI):
         self._going_on.check(self.config[self.subcommand], _log_root(trainer))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        if wants_help(self._arguments):
+            command = self._arguments[0]
+            arrange(self._parser(command), command, everything="all" in self._arguments)
+            self._arguments = [command, "--help"]
         self.config = parser.parse_args(self._arguments)
         command = self._arguments[0]
         values = self.config[command]
@@ -147,27 +155,22 @@ class PackmambaCLI(LightningCLI):
         self._before_run(self)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
-        given = self._get(self.config_init, "trainer")
-        values = self.config[self.subcommand]
-        callbacks = list(given.get("callbacks") or [])
+        values = self.config_init[self.subcommand]
+        given = values["trainer"]
+        callbacks = self._output.callbacks(self.subcommand, values)
         self.datamodule.allow_other_data = bool(values.get("allow_other_data"))
-        monitored = [
-            *callbacks,
-            *(self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys),
-        ]
-        check_run(self.subcommand, self._arguments, values, self.model, self.datamodule, monitored)
-        if given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
-            callbacks.append(PackedProgressBar())
-        if self.subcommand == "predict" and not any(isinstance(c, PredictionWriter) for c in callbacks):
-            callbacks.append(PredictionWriter())
+        monitored = [*callbacks, *(values[key] for key in self._parser(self.subcommand).callback_keys)]
+        check_run(
+            self.subcommand, self._arguments, self.config[self.subcommand], self.model, self.datamodule, monitored
+        )
         if self.subcommand == "fit":
             callbacks.append(FinalValidation())
         if given.get("enable_checkpointing") is False:
             # Lightning refuses checkpoint callbacks where checkpoints were switched off.
             self._parser(self.subcommand).callback_keys.clear()
-        if given.get("logger") in (None, True):
-            name = self._get(self.config_init, "name")
-            kwargs["logger"] = CSVLogger(_log_root(given), name=name, version=self._going_on.claim_version())
+        has_folder = given.get("logger") in (None, True) and not self._output.check
+        version = self._going_on.claim_version() if has_folder else None
+        kwargs |= self._output.trainer_options(values, _log_root(given), version)
         try:
             return super().instantiate_trainer(callbacks=callbacks, **kwargs)
         except UsageError:
@@ -183,7 +186,27 @@ class PackmambaCLI(LightningCLI):
         if self.model.losses_of_sets and self.model.document_losses is not None and self.trainer.is_global_zero:
             print_sets(self.model.losses_of_sets, self.model.document_losses)
 
+    def fit(self, **kwargs: Any) -> None:
+        if not self._output.check:
+            self.trainer.fit(**kwargs)
+            return
+        from packmamba.cli.check import check
+
+        check(self.trainer, self.model, self.datamodule)
+
+    def validate(self, verbose: bool = True, **kwargs: Any) -> None:
+        results = self.trainer.validate(verbose=False, **kwargs)
+        if verbose:
+            print_metrics(results)
+
+    def test(self, verbose: bool = True, **kwargs: Any) -> None:
+        results = self.trainer.test(verbose=False, **kwargs)
+        if verbose:
+            print_metrics(results)
+
     def after_fit(self) -> None:
+        if self._output.check:
+            return
         folder = self.trainer.log_dir  # on every rank: reading it is a broadcast
         if not self.trainer.is_global_zero:
             return
@@ -220,8 +243,13 @@ def run(argv: list[str], before_run: Callable[[PackmambaCLI], None] = lambda cli
 
     Raises UsageError for options and configuration files that cannot be understood, or that Lightning refuses.
     """
-    set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    set_parsing_settings(
+        docstring_parse_style=DocstringStyle.GOOGLE,
+        # They are what help texts are made of, and reading them takes a second.
+        docstring_parse_attribute_docstrings=any("help" in word or word == "-h" for word in argv),
+    )
     quiet_commands(saves=argv[0] == "fit")
+    output, argv = RunOutput.take(argv)
     given = with_config_paths(argv)
     with plain_errors(given, lambda: None):
         check_config_files(given)
@@ -232,4 +260,4 @@ def run(argv: list[str], before_run: Callable[[PackmambaCLI], None] = lambda cli
             f"no model is given: name a configuration, --config FILE, or one of {', '.join(config_names())}"
             f"{meant_config(arguments[1:])}"
         )
-    return PackmambaCLI(arguments, argv, before_run)
+    return PackmambaCLI(arguments, argv, before_run, output)

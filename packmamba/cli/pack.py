@@ -102,15 +102,15 @@ def main(argv: Sequence[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
     parser = PlainParser(
         prog="packmamba pack",
-        description=__doc__,
+        description="How long the documents of a data set are, and what every packing strategy\nmakes of them.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="""--config FILE and --data.OPTION say which documents, as for `packmamba fit`, whose --help lists them;
-without any, Python's own documentation is packed.
+        epilog="""--config FILE and --data.OPTION say which documents, as for `packmamba fit`,
+whose --help lists them; without any, Python's own documentation is packed.
 
 examples:
   packmamba pack --config quickstart --world_size 8 --accumulation 4
-  packmamba pack --data.source Files --data.source.paths '["texts/*.jsonl"]' --plot packs.png
-  packmamba pack --distribution lognormal --documents 100000 --capacity 65536
+  packmamba pack --data.source Files --data.source.paths '["texts/*.jsonl"]'
+  packmamba pack --distribution lognormal --capacity 65536 --plot packs.png
 """,
     )
     given = parser.add_mutually_exclusive_group()
@@ -121,8 +121,9 @@ examples:
     given.add_argument(
         "--split",
         choices=["train", "val", "test", "predict"],
+        metavar="SPLIT",
         default="train",
-        help="which documents of the configuration (default: %(default)s)",
+        help="which documents of the configuration: train, val, test or predict (default: %(default)s)",
     )
     parser.add_argument("--documents", type=positive, help="how many random lengths (default: 100000)")
     parser.add_argument(

@@ -44,8 +44,9 @@ def main(argv: Sequence[str]) -> int:
     print(f"time             {seconds:.1f} s")
     print(f"tokenizer        {arguments.output}")
     print(
-        f"next             packmamba fit --config quickstart --data.tokenizer BPETokenizer "
-        f"--data.tokenizer.path {arguments.output} --model.config.vocab_size {tokenizer.vocab_size}"
+        "next             packmamba fit --config quickstart \\\n"
+        f"    --data.tokenizer BPETokenizer --data.tokenizer.path {arguments.output} \\\n"
+        f"    --model.config.vocab_size {tokenizer.vocab_size}"
     )
     return 0
 
@@ -62,6 +63,7 @@ def _parse(argv: Sequence[str]) -> Namespace:
         ("cache_dir", str, str(DEFAULT_CACHE_DIR), "Folder for what sources have to build."),
     ):
         train.add_argument(f"--{name}", type=kind, default=default, help=text)
+    train.usage = "packmamba tokenizer train --output FOLDER [--OPTION VALUE ...]"
     train.add_argument("--output", type=str, required=True, help="A new folder for the tokenizer.")
     parser.add_subcommands().add_subcommand("train", train, help="train a tokenizer")
     with plain_errors(argv, lambda: train):

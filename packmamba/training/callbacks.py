@@ -3,48 +3,27 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 
+from packmamba.errors import usage_of
 from packmamba.training.checkpoints import BestCheckpoint, LastCheckpoint
-from packmamba.training.lightning_compat import StepProgressBar
 from packmamba.training.lit import LitHybridLM
+from packmamba.training.progress import PackedProgressBar
 from packmamba.training.validation import FinalValidation
 
 __all__ = ["BestCheckpoint", "LastCheckpoint", "PackedProgressBar", "PredictionWriter", "default_callbacks"]
-
-SHOWN = {"train/loss": "loss", "val/loss": "val loss", "test/loss": "test loss", "tokens_per_second": "tokens/s"}
-"""Labels of the progress bar, by the names of the numbers in the log."""
-
-
-class PackedProgressBar(StepProgressBar):
-    """Lightning's rich progress bar with the loss and real tokens/s, as they were last logged."""
-
-    def __init__(self, refresh_rate: int = 4, leave: bool = False) -> None:
-        """refresh_rate: redraws a second. leave: whether a finished bar stays on the screen."""
-        super().__init__(refresh_rate=refresh_rate, leave=leave)
-        self._shown: dict[str, int | str | float | dict[str, float]] = {}
-
-    def get_metrics(
-        self, trainer: Trainer, pl_module: LightningModule
-    ) -> dict[str, int | str | float | dict[str, float]]:
-        logged = trainer.progress_bar_metrics
-        self._shown = {
-            label: f"{logged[name]:,.0f}" if label == "tokens/s" else f"{logged[name]:.3f}"
-            for name, label in SHOWN.items()
-            if name in logged
-        }
-        return self._shown
 
 
 class PredictionWriter(Callback):
     """Writes the losses of `predict`, one JSON object a document, to `predictions.jsonl` in the run's folder."""
 
     def __init__(self, path: str | Path | None = None) -> None:
-        """path: where to write instead."""
+        """path: where to write instead; `-` for stdout."""
         self.path = None if path is None else Path(path)
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -55,9 +34,14 @@ class PredictionWriter(Callback):
 
     @rank_zero_only
     def _write(self, path: Path, records: list[dict[str, Any]]) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("w") as file:
-            file.writelines(json.dumps(record) + "\n" for record in records)
+        lines = (json.dumps(record) + "\n" for record in records)
+        if str(path) == "-":
+            sys.stdout.writelines(lines)
+            return
+        with usage_of("predictions"):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("w") as file:
+                file.writelines(lines)
         self.path = path
         print(f"predictions: {path} ({len(records)} documents)")
 

@@ -299,7 +299,7 @@ class StepProgressBar(RichProgressBar):
         return min(total, done + steps_left * self.trainer.accumulate_grad_batches)
 
     def _get_train_description(self, current_epoch: int) -> str:
-        return f"Epoch {current_epoch}".ljust(len(self.validation_description))
+        return f"Epoch {current_epoch}"
 
 
 # Messages that do not concern packmamba's users, by their text.
@@ -313,13 +313,25 @@ def expect_hooks_of_module() -> None:
         warnings.filterwarnings("ignore", message=f"You have overridden `{hook}` in `LightningModule`")
 
 
+_UNWANTED = (
+    "litlogger",
+    "TPU available: False",
+    "HPU available: False",
+    "Loaded model weights from the checkpoint",
+    "Detected KeyboardInterrupt",
+)
+
+
+def _concerns_users(record: logging.LogRecord) -> bool:
+    return not any(text in record.getMessage() for text in _UNWANTED)
+
+
 def quiet_commands(*, saves: bool) -> None:
     """Hides messages that Lightning prints at every start of a command. saves: whether it writes checkpoints."""
-    # An advertisement for another logger; and what LastCheckpoint says better.
-    hidden = ("litlogger", "Detected KeyboardInterrupt")
-    logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
-        lambda record: not any(text in record.getMessage() for text in hidden)
-    )
+    # An advertisement for another logger; hardware that is not there; the second line on the same checkpoint; what
+    # LastCheckpoint says better.
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(_concerns_users)
     warnings.filterwarnings("ignore", message=".*LeafSpec", module="lightning")  # its own use of torch
     if not saves:
         warnings.filterwarnings("ignore", message="The dirpath has changed")

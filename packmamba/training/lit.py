@@ -38,6 +38,7 @@ from packmamba.training.options import check_ranges, check_used
 from packmamba.training.resumed import ResumedOptimizer, SavedTraining, ScheduledRate, check_same_config
 from packmamba.training.schedules import Cosine, Schedule, learning_rate_factor
 from packmamba.training.step_log import StepLog
+from packmamba.training.vocabulary import require_vocabulary
 
 __all__ = ["LitHybridLM", "check_same_config", "learning_rate_factor"]
 
@@ -156,12 +157,7 @@ class LitHybridLM(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Raises UsageError if the data's vocabulary is larger than the model's."""
-        vocab_size = getattr(datamodule_of(self.trainer), "vocab_size", None)
-        if vocab_size is not None and vocab_size > self.config.vocab_size:
-            raise UsageError(
-                f"the data's vocabulary has {vocab_size} tokens, but the model's vocab_size is "
-                f"{self.config.vocab_size}; set model.config.vocab_size to {vocab_size} or more"
-            )
+        require_vocabulary(getattr(datamodule_of(self.trainer), "vocab_size", None), self.config)
         pass_batches_unchanged(self.trainer)
 
     def configure_model(self) -> None:

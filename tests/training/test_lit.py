@@ -305,7 +305,7 @@ class TestLogs:
         data = Data([batch_of(documents([9, 5]))] * 10)
         fit(tmp_path, data, max_steps=3, enable_progress_bar=True, callbacks=[bar, Look()])
         assert [total for total, _ in seen] == [3, 3, 3]
-        assert {"loss", "tokens/s"} <= set(seen[-1][1])
+        assert {"loss", "tok/s"} <= set(seen[-1][1])
 
 
 class TestCheckpoints:

@@ -148,8 +148,7 @@ def tokenise(
     """
     template = None if dataset.column_names == ["text"] else ChatTemplate.of(tokenizer, chat_template)
     text_digest = _text_digest(dataset, cache_dir)
-    parts = [_FORMAT, text_digest, tokenizer.fingerprint, *([template, train_on, _CONVERSATIONS] if template else [])]
-    folder = cache_dir / "tokens" / key_of(*parts)
+    folder = _folder(text_digest, tokenizer, template, train_on, cache_dir)
     if is_intact(folder, "Tokens"):
         _log.info("tokens of %d documents come from the cache, %s", len(dataset), folder)
         return Corpus(folder)
@@ -163,6 +162,28 @@ def tokenise(
     by = f"{workers} processes" if workers else "one process"
     _log.info("%d documents, %d tokens in %.1f s by %s, %s", len(corpus), corpus.offsets[-1], seconds, by, folder)
     return corpus
+
+
+def _folder(
+    text_digest: str, tokenizer: Tokenizer, template: ChatTemplate | None, train_on: TrainOn, cache_dir: Path
+) -> Path:
+    of_conversations = [template, train_on, _CONVERSATIONS] if template else []
+    return cache_dir / "tokens" / key_of(_FORMAT, text_digest, tokenizer.fingerprint, *of_conversations)
+
+
+def is_tokenised(
+    dataset: Dataset,
+    tokenizer: Tokenizer,
+    cache_dir: Path,
+    *,
+    chat_template: str | None = None,
+    train_on: TrainOn = "all_assistant",
+) -> bool:
+    """Whether `tokenise` would take these documents from the cache, as far as can be told without reading them."""
+    if not (cache_dir / "digests" / key_of(_FORMAT, dataset._fingerprint)).exists():
+        return False
+    template = None if dataset.column_names == ["text"] else ChatTemplate.of(tokenizer, chat_template)
+    return _folder(_text_digest(dataset, cache_dir), tokenizer, template, train_on, cache_dir).exists()
 
 
 def _write(dataset: Dataset, encoder: Encoder, workers: int, text_digest: str, folder: Path) -> None:
