@@ -17,7 +17,7 @@ from rich.table import Table
 from packmamba.cli.parser_errors import PlainParser, refuse_misspelt
 from packmamba.data.lengths import DISTRIBUTIONS, SAMPLERS, read_lengths, sample_lengths
 from packmamba.data.packers import STRATEGIES, Packs, check_options, pack
-from packmamba.data.plan import Balance, PlanOptions
+from packmamba.data.plan import Balance, PlanOptions, accumulation_for
 from packmamba.data.statistics import PackingReport, describe_lengths, report_packs
 from packmamba.errors import (
     MissingFileError,
@@ -144,7 +144,9 @@ examples:
         "--world_size", type=positive, default=8, help="ranks that share the packs (default: %(default)s)"
     )
     parser.add_argument(
-        "--accumulation", type=positive, default=1, help="micro-batches of an optimiser step (default: %(default)s)"
+        "--accumulation",
+        type=positive,
+        help="micro-batches of an optimiser step (default: as many as data.tokens_per_step makes, or 1)",
     )
     parser.add_argument("--balance", choices=get_args(Balance), help="default: data.balance, or tokens")
     parser.add_argument(
@@ -185,14 +187,18 @@ def _from_lengths(options: argparse.Namespace) -> _Subject:
         title=name,
         lengths=lengths,
         capacity=capacity,
-        plan=_plan(options, options.seed, _or(options.balance, "tokens"), ()),
+        plan=_plan(options, options.seed, _or(options.balance, "tokens"), (), _or(options.accumulation, 1)),
         strategies=strategies,
         pack=lambda strategy: pack(lengths, capacity, strategy, seed=options.seed, buffer=buffer),
     )
 
 
 def _plan(
-    options: argparse.Namespace, seed: int | None, balance: Balance, costs: tuple[AttentionCost, ...]
+    options: argparse.Namespace,
+    seed: int | None,
+    balance: Balance,
+    costs: tuple[AttentionCost, ...],
+    accumulation: int,
 ) -> PlanOptions:
     """costs: the model's, which --attention_cost replaces; the window stays, where there is only one."""
     if options.attention_cost is not None:
@@ -201,7 +207,7 @@ def _plan(
     return PlanOptions(
         seed=seed,
         world_size=options.world_size,
-        accumulation=options.accumulation,
+        accumulation=accumulation,
         balance=balance,
         attention_costs=costs,
     )
@@ -221,7 +227,10 @@ def _from_text(options: argparse.Namespace, rest: Sequence[str]) -> _Subject:
     strategies = _or(options.strategies, [name for name in STRATEGIES if not (whole and name == "wrapped")])
     for strategy in strategies:
         check_options(strategy, capacity, buffer, long_documents)
-    plan = _plan(options, seed, _or(options.balance, order.balance), costs)
+    tokens, accumulation = module.options.handling.tokens_per_step, options.accumulation
+    if accumulation is None:
+        accumulation = 1 if tokens is None else accumulation_for(tokens, capacity, options.world_size)
+    plan = _plan(options, seed, _or(options.balance, order.balance), costs, accumulation)
     module.setup({"train": "fit", "val": "validate"}.get(options.split, options.split))
     documents = module.documents(options.split)
     if options.strategies is None and documents.rows.size > MOST_EMBEDDED:

@@ -10,7 +10,7 @@ import numpy as np
 from datasets import Dataset
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from packmamba.data.options import SPLITS, DataOptions, EmptyDocuments, Split
+from packmamba.data.options import DataOptions, EmptyDocuments, Split
 from packmamba.data.packers import Packs
 from packmamba.data.sources import Source
 from packmamba.data.text.conversation import TrainOn
@@ -105,8 +105,13 @@ class DocumentSplits:
     def of_stage(self, stage: str | None) -> tuple[Split, ...]:
         """The splits of a stage (`fit`, `validate`, `test`, `predict`); None: all."""
         validation = self.options.sources.validation
-        known = {"fit": ("train", *validation), "validate": validation, None: ("train", *validation, *SPLITS[2:])}
-        return known[stage] if stage in known else (str(stage),)
+        return {
+            "fit": ("train", *validation),
+            "validate": validation,
+            "test": ("test",),
+            "predict": ("predict",),
+            None: ("train", *validation, "test", "predict"),
+        }[stage]
 
     def has_source(self, split: Split) -> bool:
         """Whether a split has a source. It has none where it would take those of validation, which are several."""
@@ -218,9 +223,11 @@ class DocumentSplits:
             return rows[:0]
         count = max(1, round(fraction * rows.size))
         if count >= rows.size:
+            source = self.options.sources.train
+            cut = ", or text_document=paragraph to cut a text file" if getattr(source, "text_document", "") else ""
             raise UsageError(
-                f"val_fraction {fraction} takes {count} of the {rows.size} documents of {self.options.sources.train}, "
-                "which leaves none to train on; set val_source, or val_fraction=0"
+                f"val_fraction {fraction} takes {count} of the {rows.size} documents of {source}, which leaves none to "
+                f"train on; set val_source, or val_fraction=0{cut}"
             )
         generator = np.random.default_rng((self.options.order.seed, rows.size))
         return np.sort(generator.choice(rows, count, replace=False))

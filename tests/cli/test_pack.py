@@ -261,3 +261,10 @@ def test_a_picture_without_matplotlib_names_the_extra(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run("--lengths", "lengths.npy", "--plot", "packs.png") == 2
     assert "pip install 'packmamba[plots]'" in capsys.readouterr().err
+
+
+def test_the_plan_accumulates_as_tokens_per_step_asks_for() -> None:
+    for options, accumulation in (([], 3), (["--accumulation", "2"], 2)):
+        given = ["--config", "config.yaml", "--world_size", "2", "--data.tokens_per_step", "300", "--json", "p.json"]
+        assert run(*given, *options, "--strategies", "sequential") == 0
+        assert json.loads(Path("p.json").read_text())["plan"]["accumulation"] == accumulation

@@ -194,7 +194,7 @@ _Span = tuple[int, int]
 
 def _unmarked(marked: str, begin: str, end: str) -> tuple[str, list[tuple[int | None, _Span]]]:
     """The text without its marks, and the runs of characters that were marked, each with its message's index."""
-    parts, spans, length = [], [], 0
+    parts, spans, length, index = [], [], 0, None
     # Text, index, text inside, text, ...
     for number, part in enumerate(re.split(f"{begin}([0-9]*){begin}(.*?){end}", marked, flags=re.DOTALL)):
         if number % 3 == 1:

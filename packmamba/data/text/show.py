@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import groupby
+from typing import Any, cast
 
 import numpy as np
 from datasets import Dataset
@@ -53,10 +54,10 @@ def about_conversations(dataset: Dataset, corpus: Corpus, tokenizer: Tokenizer) 
     if corpus.targets is None:
         return None
     said = []
-    rows = ()
+    first = None
     if "messages" in dataset.column_names:
-        rows = (row["messages"] for row in dataset.select(range(min(len(dataset), _LOOKED_AT))))
-    first = next((messages[0] for messages in rows if messages), None)
+        rows = cast(Iterable[dict[str, Any]], dataset.select(range(min(len(dataset), _LOOKED_AT))))
+        first = next((row["messages"][0] for row in rows if row["messages"]), None)
     if isinstance(first, dict) and is_sharegpt([name for name, value in first.items() if value is not None]):
         said.append("messages have ShareGPT's fields from and value; human is read as user, gpt as assistant")
     for row in range(min(len(corpus), _LOOKED_AT)):
