@@ -26,7 +26,7 @@ COMMANDS = {
     "test": ("fit", "the same for the test set"),
     "predict": ("fit", "each document's loss and perplexity, written to a JSONL file"),
     "compare": ("compare", "packed, padded and one document at a time, timed"),
-    "pack": ("pack", "how long documents are, and what each packing strategy makes of them"),
+    "pack": ("pack", "how long documents are, and what each strategy makes of them"),
     "tokenizer": ("tokenizer", "train a BPE tokenizer on documents: `packmamba tokenizer train`"),
     "info": ("info", "versions, what would run here and why, configurations"),
 }

@@ -10,6 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from packmamba.config import ModelConfig
 from packmamba.model import HybridLM, training_flops
@@ -41,7 +42,7 @@ class Part:
 def parts_of(config: ModelConfig) -> list[Part]:
     """The parts of a model with this configuration: embedding, kinds of layers (their norms included) in the order of
     the pattern, the last norm, and an output head with weights of its own."""
-    with torch.device("meta"):
+    with torch.device("meta"), _WithoutValues():
         model = HybridLM(config)
     by_kind: dict[str, list[int]] = {}
     for name, layer in zip(config.layer_names, model.backbone.layers, strict=True):
@@ -51,6 +52,17 @@ def parts_of(config: ModelConfig) -> list[Part]:
     parts += [Part("last norm", None, _size(model.backbone.norm_f))]
     head = _size(model) - sum(part.parameters for part in parts)
     return [*parts, Part("output head", None, head)] if head else parts
+
+
+class _WithoutValues(TorchFunctionMode):
+    """Leaves parameters as they are made: drawing values for the meta device imports torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        random = getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_")
+        if random or getattr(func, "__module__", "") == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def _size(module: nn.Module) -> int:
