@@ -192,7 +192,7 @@ class LastCheckpoint(ModelCheckpoint):
         assert self._batch_end is not None
         self.stopped_with = self._last_checkpoint_saved or None
         step, loops = self._batch_end
-        why = _in_words(exception)
+        why = f"stopped by {NAMES.get(self.stop_signal) or _in_words(exception)}"
         if isinstance(exception, UsageError):
             return  # a loss that is not a number, or a full disk: its message says what to do
         if self._in_optimizer_step or step != trainer.global_step:
@@ -275,8 +275,4 @@ def use_atomic_files(trainer: Trainer) -> None:
 
 
 def _in_words(exception: BaseException) -> str:
-    if isinstance(exception, KeyboardInterrupt):
-        return "stopped by Ctrl-C"
-    if isinstance(exception, SystemExit) and isinstance(exception.code, int) and exception.code > 128:
-        return f"stopped by {NAMES.get(exception.code - 128, 'a signal')}"  # pyright: ignore[reportArgumentType]
-    return f"stopped by {type(exception).__name__}"
+    return "Ctrl-C" if isinstance(exception, KeyboardInterrupt) else type(exception).__name__

@@ -19,7 +19,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy
-from lightning.pytorch.strategies.launchers import _SubprocessScriptLauncher
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor
 
@@ -267,10 +267,13 @@ def restores_handlers(trainer: Any, handlers: dict[int, Any]) -> None:
 
 
 def end_other_ranks(trainer: Any) -> None:
-    """Ends the processes that this one has started as ranks; they may wait for it for ever."""
+    """Ends the processes that this one has started as ranks: its equals, which may wait for it for ever, or those that
+    train while it waits (`ddp_spawn`), which save before they end."""
     launcher = trainer.strategy.launcher
     if isinstance(launcher, _SubprocessScriptLauncher):
         launcher.kill(signal.SIGKILL)
+    elif isinstance(launcher, _MultiProcessingLauncher):
+        launcher.kill(signal.SIGTERM)
 
 
 def newest_checkpoint(trainer: Any) -> str | None:

@@ -17,7 +17,7 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from packmamba.training.lightning_compat import restores_handlers
 
-NAMES = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1"}
+NAMES: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1"}
 """The signals that end training, in words."""
 
 
@@ -63,12 +63,18 @@ class StopSignals:
         self._deferring = True
 
     def ignore(self) -> None:
-        """While the last checkpoint is written: nothing can hurry it but SIGKILL, and no loader worker that has ended
-        can raise an exception in its middle, as torch does."""
+        """While the last checkpoint is written: nothing can hurry it but SIGKILL."""
         if threading.current_thread() is threading.main_thread():
             for signum in self._before:
                 signal.signal(signum, signal.SIG_IGN)
-            self._of_children = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+            self._leave_children()
+
+    def _leave_children(self) -> None:
+        """From now on a loader worker that ends is no exception, which torch raises wherever the program is: the signal
+        may have gone to the workers too."""
+        before = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+        if before is not signal.SIG_DFL:
+            self._of_children = before
 
     def restore(self) -> None:
         """Gives the signals back."""
@@ -95,10 +101,11 @@ class StopSignals:
                 _act_as_by_default(signum)
         elif not self.received:
             self.received = signum
+            self._leave_children()
             if rank_zero_only.rank == 0:
                 again = "; once more to stop at once" if signum == signal.SIGINT else ""
                 # print could find itself in the middle of a print
-                os.write(2, f"\n{NAMES[signal.Signals(signum)]}: training stops after this batch{again}\n".encode())
+                os.write(2, f"\n{NAMES[signum]}: training stops after this batch{again}\n".encode())
         elif signum == signal.SIGINT:
             raise KeyboardInterrupt
 

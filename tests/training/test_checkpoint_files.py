@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import multiprocessing
 import os
 import random
 import resource
@@ -16,6 +15,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("lightning")
+pytest.importorskip("datasets")
 
 import torch
 
@@ -29,9 +29,7 @@ from packmamba.training.checkpoint_files import (
     newest_whole,
     require_whole,
 )
-
-SERVER = multiprocessing.get_context("forkserver")
-SERVER.set_forkserver_preload([__name__])
+from tests.training.rank_runs import SERVER
 
 
 def state(number: int, size: int = 100_000) -> dict[str, Any]:
