@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from packmamba.compare.report import write_report
+from packmamba.plots import files_of
 
 
 def require_matplotlib(parser: argparse.ArgumentParser) -> None:
@@ -25,7 +26,7 @@ def draw(plot: Callable[..., None], rows: Sequence[dict[str, Any]], png: Path | 
         return
     png.parent.mkdir(parents=True, exist_ok=True)
     plot(rows, png, title)
-    print(f"picture: {png}")
+    print(f"picture: {', '.join(map(str, files_of(png)))}")
 
 
 def collect(

@@ -1,5 +1,6 @@
-"""`packmamba.training.callbacks`, by its older path."""
+"""The callbacks of `packmamba.training`, by their shorter and older path."""
 
+from packmamba.training.averaging import EMA
 from packmamba.training.callbacks import (
     BestCheckpoint,
     LastCheckpoint,
@@ -8,4 +9,4 @@ from packmamba.training.callbacks import (
     default_callbacks,
 )
 
-__all__ = ["BestCheckpoint", "LastCheckpoint", "PackedProgressBar", "PredictionWriter", "default_callbacks"]
+__all__ = ["EMA", "BestCheckpoint", "LastCheckpoint", "PackedProgressBar", "PredictionWriter", "default_callbacks"]

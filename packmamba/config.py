@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
 
-from packmamba.errors import UsageError, UsageTypeError
+from packmamba.errors import UsageError, UsageTypeError, did_you_mean
 from packmamba.layer_config import (
     LAYER_KINDS,
     RESERVED_SYMBOLS,
@@ -70,7 +70,10 @@ class ComputeOptions:
 
 def _require_choice(name: str, value: str, choices: Any) -> None:
     if value not in get_args(choices):
-        raise UsageError(f"unknown {name} {value!r}; available: {', '.join(get_args(choices))}")
+        raise UsageError(
+            f"unknown {name} {value!r}; available: {', '.join(get_args(choices))}"
+            f"{did_you_mean(str(value), get_args(choices))}"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,6 +117,9 @@ class ModelConfig:
         if not isinstance(self.symbols, dict):
             raise UsageTypeError(f"symbols must be a dict from a symbol to its layer, got {self.symbols!r}")
         object.__setattr__(self, "symbols", {name: _as_dict(value) for name, value in self.symbols.items()})
+        for name in ("layer_pattern", "d_model", "vocab_size"):
+            if getattr(self, name) is None:
+                raise UsageError(f"{name} is not set, and a model needs it: give model.config.{name}")
         require_positive(self, "d_model", "vocab_size", "norm_eps", "initializer_range")
         _ = self.layers  # checks the pattern, the symbols and the sizes of every layer
 
@@ -163,7 +169,10 @@ class ModelConfig:
     def _layer_of(self, symbol: str, values: dict[str, Any]) -> LayerConfig:
         kind = values.get("kind")
         if kind not in LAYER_KINDS:
-            raise UsageError(f"symbols.{symbol}: unknown kind {kind!r}; available: {', '.join(LAYER_KINDS)}")
+            raise UsageError(
+                f"symbols.{symbol}: unknown kind {kind!r}; available: {', '.join(LAYER_KINDS)}"
+                f"{did_you_mean(str(kind), LAYER_KINDS)}"
+            )
         fields = dataclasses.asdict(getattr(self, kind)) | {k: v for k, v in values.items() if k != "kind"}
         try:
             return build_dataclass(LAYER_KINDS[kind], fields)
@@ -204,7 +213,7 @@ class ModelConfig:
         Raises UsageError for an unknown name, listing the presets.
         """
         if name not in PRESETS:
-            raise UsageError(f"unknown preset {name!r}; available: {', '.join(PRESETS)}")
+            raise UsageError(f"unknown preset {name!r}; available: {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
         return dataclasses.replace(PRESETS[name], **overrides)
 
 

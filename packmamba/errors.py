@@ -6,9 +6,13 @@ is also the built-in error that Python code expects, so `except ValueError` goes
 
 from __future__ import annotations
 
+import argparse
 import difflib
+import errno
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 
 class UsageError(ValueError):
@@ -43,6 +47,10 @@ class CannotRunError(UsageError, RuntimeError):
     """A named choice, such as an attention backend, that cannot run here. The message says why."""
 
 
+class NonFiniteError(UsageError, RuntimeError):
+    """A loss, a gradient or a weight that is NaN or infinite. The message says where, and how to go on."""
+
+
 @contextmanager
 def usage_of(option: str) -> Iterator[None]:
     """An OSError about the file or folder that an option names becomes a UsageFileError that names both."""
@@ -52,7 +60,24 @@ def usage_of(option: str) -> Iterator[None]:
         raise
     except OSError as error:
         where = "" if error.filename is None else f" {str(error.filename)!r}"
-        raise UsageFileError(f"{option}:{where} {error.strerror or error}") from error
+        reason = _REASONS.get(error.errno or 0) or f"cannot be used: {error.strerror or error}"
+        raise UsageFileError(f"{option}{where} {reason}; name another") from error
+
+
+_REASONS = {
+    errno.EEXIST: "is a file, not a folder",
+    errno.ENOTDIR: "is in a file, not in a folder",
+    errno.EISDIR: "is a folder, not a file",
+    errno.ENOSPC: "cannot be written: no space left on the device",
+}
+"""What is wrong with a path, where the operating system says it so shortly that it takes a guess."""
+
+
+def require_writable(folder: Path) -> None:
+    """Makes a folder. Raises OSError where it cannot be made or written to."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not os.access(folder, os.W_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(folder))
 
 
 @contextmanager
@@ -78,7 +103,16 @@ def _causes(error: BaseException | None) -> Iterator[BaseException]:
         error = error.__cause__ or error.__context__
 
 
+def positive(text: str) -> int:
+    """The `type` of an option that counts something, for argparse."""
+    if not text.isdecimal() or not 1 <= int(text) < 2**63:
+        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
+    return int(text)
+
+
 def did_you_mean(name: str, names: Iterable[str]) -> str:
     """`; did you mean 'fit'?` where one of the names is close to the given one, else nothing."""
-    close = difflib.get_close_matches(name, list(names), n=1)
+    names = list(names)
+    longer = [other for other in names if len(name) > 2 and other.startswith(name)]
+    close = difflib.get_close_matches(name, names, n=1) or (longer if len(longer) == 1 else [])
     return f"; did you mean {close[0]!r}?" if close else ""

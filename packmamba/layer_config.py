@@ -15,19 +15,29 @@ from typing import Any, ClassVar, Self
 
 import numpy as np
 
-from packmamba.errors import UsageError, UsageTypeError
+from packmamba.errors import UsageError, UsageTypeError, did_you_mean
 from packmamba.visible_pairs import visible_pairs
 
 SCAN_STATES = (4, 8, 16, 32, 64, 128)
 """The N that the selective scan has kernels for."""
 
+LARGEST = 2**31 - 1
+"""The largest size of anything; one that is larger is a slip of the finger."""
+
 
 def require_positive(owner: object, *names: str) -> None:
-    """Raises UsageError for a named field that is 0 or less; null passes."""
+    """Raises UsageError for a named field that is 0 or less, larger than any size can be, or NaN; null passes."""
     for name in names:
         value = getattr(owner, name)
-        if value is not None and value <= 0:
-            raise UsageError(f"{type(owner).__name__}.{name} must be positive, got {value}")
+        if value is not None and not 0 < value <= LARGEST:
+            accepted = "positive" if value != value or value <= 0 else f"at most {LARGEST:,}"
+            raise UsageError(f"{option_of(owner, name)} must be {accepted}, got {value}")
+
+
+def option_of(owner: object, name: str) -> str:
+    """A field by the name that a configuration has for it: `mamba1.d_state`, or `d_model` of the model itself."""
+    kind = getattr(owner, "kind", None)
+    return name if kind is None else f"{kind}.{name}"
 
 
 def build_dataclass(cls: type, values: dict[str, Any]) -> Any:
@@ -37,7 +47,8 @@ def build_dataclass(cls: type, values: dict[str, Any]) -> Any:
     names = [f.name for f in dataclasses.fields(cls)]
     for key in values:
         if key not in names:
-            raise UsageError(f"{cls.__name__} has no field {key!r}; its fields: {', '.join(names)}")
+            hint = did_you_mean(str(key), names) or f"; its fields: {', '.join(names)}"
+            raise UsageError(f"{cls.__name__} has no field {key!r}{hint}")
     return cls(**values)
 
 
@@ -106,13 +117,11 @@ class Mamba1Config(LayerConfig):
     def __post_init__(self) -> None:
         require_positive(self, "d_state", "d_conv", "expand", "d_inner", "dt_rank", "dt_min", "dt_max", "dt_init_floor")
         if self.d_state not in SCAN_STATES:
-            raise UsageError(
-                f"Mamba1Config.d_state must be one of {', '.join(map(str, SCAN_STATES))}, got {self.d_state}"
-            )
+            raise UsageError(f"mamba1.d_state must be one of {', '.join(map(str, SCAN_STATES))}, got {self.d_state}")
         if not 2 <= self.d_conv <= 8:
-            raise UsageError(f"Mamba1Config.d_conv must be between 2 and 8, got {self.d_conv}")
+            raise UsageError(f"mamba1.d_conv must be between 2 and 8, got {self.d_conv}")
         if self.dt_min > self.dt_max:
-            raise UsageError(f"Mamba1Config.dt_min ({self.dt_min}) is larger than dt_max ({self.dt_max})")
+            raise UsageError(f"mamba1.dt_min ({self.dt_min}) is larger than dt_max ({self.dt_max})")
 
     def resolve(self, d_model: int) -> Mamba1Config:
         return dataclasses.replace(
@@ -157,7 +166,7 @@ class AttentionConfig(LayerConfig):
     def __post_init__(self) -> None:
         require_positive(self, "num_heads", "num_kv_heads", "head_dim", "rope_theta", "sliding_window")
         if self.head_dim is not None and self.head_dim % 2:
-            raise UsageError(f"AttentionConfig.head_dim must be even (rotary pairs), got {self.head_dim}")
+            raise UsageError(f"attention.head_dim must be even (rotary pairs), got {self.head_dim}")
 
     def resolve(self, d_model: int) -> AttentionConfig:
         if self.num_heads is None and d_model % (self.head_dim or 64):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib.util
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -109,6 +110,12 @@ class DocumentLosses:
     """int64 (D,): tokens with a loss."""
     loss_sums: np.ndarray
     """float64 (D,): nats."""
+
+    @classmethod
+    def of_sets(cls, sets: Sequence[DocumentLosses]) -> DocumentLosses:
+        """The documents of several sets, one set after the other; equal ids of two sets stay two documents."""
+        columns = ("doc_ids", "tokens", "targets", "loss_sums")
+        return cls(**{name: np.concatenate([getattr(part, name) for part in sets]) for name in columns})
 
     @property
     def mean_loss(self) -> float:

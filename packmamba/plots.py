@@ -1,10 +1,17 @@
-"""Pictures of a training log, and of lengths and padding. Needs matplotlib, which only these functions import."""
+"""Pictures: the style that all of them share, training logs, lengths and padding. Needs matplotlib, which only these
+functions import.
+
+Every picture is written as a PNG and an SVG. Colours are Okabe and Ito's, which colour-blind people tell apart
+(jfly.uni-koeln.de/color, 2008); lines differ in their markers too.
+"""
 
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
+from textwrap import wrap
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -14,7 +21,31 @@ from packmamba.errors import MissingPackageError, UsageError
 if TYPE_CHECKING:
     from packmamba.data.statistics import PackingReport
 
-COLOURS = ("#2a6f97", "#e07a5f", "#8d99ae", "#81b29a", "#f2cc8f")
+COLOURS = ("#0072b2", "#d55e00", "#999999", "#009e73", "#e69f00", "#56b4e9", "#cc79a7")
+MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+GREY = "#444444"
+"""Marks and guides."""
+
+_STYLE = {
+    "font.size": 10,
+    "axes.titlesize": 10,
+    "axes.labelsize": 10,
+    "xtick.labelsize": 9,
+    "ytick.labelsize": 9,
+    "legend.fontsize": 9,
+    "legend.frameon": False,
+    "figure.titlesize": 11,
+    "figure.constrained_layout.use": True,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "grid.color": "#dddddd",
+    "lines.markersize": 5,
+    "savefig.dpi": 150,
+    "svg.hashsalt": "packmamba",  # the same picture is the same file
+}
+_CHARACTERS = 11.5
+"""Of a title, for each inch of width."""
 
 
 def import_pyplot() -> Any:
@@ -40,6 +71,32 @@ def require_picture(file: Path) -> None:
         )
 
 
+@contextmanager
+def picture(
+    file: Path, *, size: tuple[float, float], title: str, rows: int = 1, columns: int = 1, **subplots: Any
+) -> Iterator[tuple[Any, np.ndarray]]:
+    """Yields a figure in the common style and its axes, an array (rows, columns); writes `files_of(file)` at the end.
+
+    size: width and height in inches. subplots: further options of `pyplot.subplots`.
+    """
+    plt = import_pyplot()
+    with plt.rc_context(_STYLE):
+        figure, axes = plt.subplots(rows, columns, figsize=size, squeeze=False, **subplots)
+        try:
+            yield figure, axes
+            figure.suptitle("\n".join(wrap(title, int(_CHARACTERS * size[0]), max_lines=2, placeholder=" …")))
+            for path in files_of(file):
+                # Without the date, the same picture is the same file.
+                figure.savefig(path, metadata={"Date": None} if path.suffix == ".svg" else None)
+        finally:
+            plt.close(figure)
+
+
+def files_of(file: Path) -> list[Path]:
+    """The files that a picture is written to: the one that is named, and an SVG beside a PNG."""
+    return [file, file.with_suffix(".svg")] if file.suffix == ".png" else [file]
+
+
 def read_metric(metrics_csv: Path, name: str) -> tuple[list[int], list[float]]:
     """(steps, values) of one column of a CSV log, rows without it left out.
 
@@ -55,50 +112,45 @@ def read_metric(metrics_csv: Path, name: str) -> tuple[list[int], list[float]]:
 
 def plot_loss(metrics_csv: Path, png: Path, *, title: str) -> None:
     """Training loss and validation loss (nats a token) against optimiser steps."""
-    plt = import_pyplot()
-    figure, axes = plt.subplots(figsize=(7, 4), constrained_layout=True)
-    axes.plot(*read_metric(metrics_csv, "train/loss"), color=COLOURS[0], linewidth=1.2, label="training")
-    axes.plot(*read_metric(metrics_csv, "val/loss"), color=COLOURS[1], marker="o", label="validation")
-    axes.set(xlabel="optimiser step", ylabel="loss (nats per token)", title=title)
-    axes.grid(alpha=0.3)
-    axes.legend(frameon=False)
-    figure.savefig(png, dpi=150)
-    plt.close(figure)
+    with picture(png, size=(7, 4), title=title) as (_, ((axes,),)):
+        axes.plot(*read_metric(metrics_csv, "train/loss"), color=COLOURS[0], linewidth=1.2, label="training")
+        axes.plot(*read_metric(metrics_csv, "val/loss"), color=COLOURS[1], marker=MARKERS[0], label="validation")
+        axes.set(xlabel="optimiser step", ylabel="loss (nats per token)")
+        axes.grid()
+        axes.legend()
 
 
 def plot_packing(
     lengths: np.ndarray, capacity: int, reports: Sequence[PackingReport], png: Path, *, title: str
 ) -> None:
     """Left: which share of the documents, and of all tokens, has which length. Right: padding by strategy."""
-    plt = import_pyplot()
-    figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), constrained_layout=True)
+    with picture(png, size=(12, 4.8), title=title, columns=2) as (_, ((left, right),)):
+        _draw_lengths(left, lengths, capacity)
+        bars = right.barh(
+            [report.strategy.replace("_", " ") for report in reports],
+            [100 * report.padding for report in reports],
+            color=[COLOURS[2 if report.strategy in ("padded", "single") else 0] for report in reports],
+        )
+        right.bar_label(bars, [f"{report.padding:.2%}" for report in reports], padding=4)
+        right.invert_yaxis()
+        right.set(xlabel="padding (% of all tokens)", title=f"Padding in packs of {capacity:,} tokens")
+        right.set_xlim(0, 1.15 * max(100 * max(report.padding for report in reports), 1))
+
+
+def _draw_lengths(axes: Any, lengths: np.ndarray, capacity: int) -> None:
     longest = max(int(lengths.max()), 2)
     bins = np.unique(np.round(np.geomspace(int(lengths.min()), longest + 1, 61)))
     share = np.full(lengths.size, 100 / lengths.size)
-    left.hist(lengths, bins=bins, weights=share, color=COLOURS[0], label="of documents")
+    axes.hist(lengths, bins=bins, weights=share, color=COLOURS[0], label="of documents")
     tokens = lengths * (100 / lengths.sum())
-    left.hist(lengths, bins=bins, weights=tokens, histtype="step", color=COLOURS[1], linewidth=1.5, label="of tokens")
-    left.set(xscale="log", xlabel="tokens of a document", ylabel="share (%)")
-    left.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
+    axes.hist(lengths, bins=bins, weights=tokens, histtype="step", color=COLOURS[1], linewidth=1.5, label="of tokens")
+    axes.set(xscale="log", xlabel="length of a document (tokens)", ylabel="share (%)")
+    axes.xaxis.set_major_formatter(lambda value, _: f"{value:,.0f}")
     marks = {int(np.percentile(lengths, p, method="inverted_cdf")): f"{p} % up to" for p in (5, 95)}
     for value, label in (marks | {int(np.percentile(lengths, 50, method="inverted_cdf")): "median"}).items():
-        left.axvline(value, color="#444444", linewidth=0.8, linestyle=":")
-        where = {"xycoords": left.get_xaxis_transform(), "ha": "center", "va": "bottom"}
-        left.annotate(f"{label}\n{value:,}", (value, 1.01), fontsize=8, **where)
+        axes.axvline(value, color=GREY, linewidth=0.8, linestyle=":")
+        where = {"xycoords": axes.get_xaxis_transform(), "ha": "center", "va": "bottom"}
+        axes.annotate(f"{label}\n{value:,}", (value, 1.01), fontsize=8, **where)
     if capacity <= 1.5 * longest:
-        left.axvline(capacity, color="#444444", linewidth=1.2, linestyle="--", label=f"capacity {capacity:,}")
-    left.legend(frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)
-    bars = right.barh(
-        [report.strategy for report in reports],
-        [100 * report.padding for report in reports],
-        color=[COLOURS[2 if report.strategy in ("padded", "single") else 0] for report in reports],
-    )
-    right.bar_label(bars, [f"{report.padding:.2%}" for report in reports], padding=4)
-    right.invert_yaxis()
-    right.set(xlabel="padding (%)", title=f"Padding in packs of {capacity:,} tokens")
-    right.set_xlim(0, 1.15 * max(100 * max(report.padding for report in reports), 1))
-    for axes in (left, right):
-        axes.spines[["top", "right"]].set_visible(False)
-    figure.suptitle(title if len(title) <= 110 else f"{title[:109]}…")
-    figure.savefig(png, dpi=150)
-    plt.close(figure)
+        axes.axvline(capacity, color=GREY, linewidth=1.2, linestyle="--", label=f"capacity {capacity:,}")
+    axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=3)

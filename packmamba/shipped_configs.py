@@ -36,15 +36,21 @@ def find_config(text: str) -> Path:
     if text in names:
         return configs_folder() / f"{text}.yaml"
     shipped = f"configurations that come with packmamba: {', '.join(names)}"
-    raise MissingFileError(f"File does not exist: {text!r}; {shipped}{did_you_mean(path.stem, names)}")
+    wrong = f"{text!r} is a folder" if path.is_dir() else f"File does not exist: {text!r}"
+    raise MissingFileError(f"{wrong}; {shipped}{did_you_mean(path.stem, names)}")
 
 
 def require_text(path: Path) -> None:
     """Raises UsageFileError for a file that cannot be read or is not UTF-8."""
     try:
         path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageFileError(f"cannot read {str(path)!r}: {error}") from error
+    except UnicodeDecodeError as error:
+        hint = "; a checkpoint is named by --ckpt_path" if path.suffix == ".ckpt" else ""
+        raise UsageFileError(
+            f"cannot read {str(path)!r}: it is no text (UTF-8), and a configuration is YAML{hint}"
+        ) from error
+    except OSError as error:
+        raise UsageFileError(f"cannot read {str(path)!r}: {error.strerror or error}") from error
 
 
 def with_config_paths(arguments: Sequence[str]) -> list[str]:

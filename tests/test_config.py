@@ -100,7 +100,7 @@ BAD_CONFIGS = {
     ),
     "wide convolution": (lambda: Mamba1Config(d_conv=9), ValueError, "between 2 and 8, got 9"),
     "step sizes swapped": (lambda: Mamba1Config(dt_min=0.2), ValueError, r"dt_min \(0.2\) is larger than dt_max"),
-    "negative width": (lambda: MLPConfig(d_ff=-1), ValueError, "MLPConfig.d_ff must be positive, got -1"),
+    "negative width": (lambda: MLPConfig(d_ff=-1), ValueError, "mlp.d_ff must be positive, got -1"),
     "unknown preset": (lambda: ModelConfig.from_preset("mamba-3b"), ValueError, "'mamba-3b'; available: mamba-tiny"),
     "unknown field": (lambda: ModelConfig.from_dict({"depth": 3}), ValueError, "no field 'depth'"),
     "unknown nested field": (
@@ -158,7 +158,7 @@ class TestSymbols:
         "unknown kind": ({"w": {"kind": "conv"}}, "symbols.w: unknown kind 'conv'; available: mamba1, attention, mlp"),
         "no kind": ({"w": {"sliding_window": 3}}, "symbols.w: unknown kind None"),
         "unknown field": ({"w": {"kind": "mlp", "width": 3}}, "symbols.w: MLPConfig has no field 'width'; its fields"),
-        "bad value": ({"w": {"kind": "mlp", "d_ff": 0}}, "symbols.w: MLPConfig.d_ff must be positive, got 0"),
+        "bad value": ({"w": {"kind": "mlp", "d_ff": 0}}, "symbols.w: mlp.d_ff must be positive, got 0"),
         "not a layer": ({"w": 1024}, "a symbol stands for a dict .* got 1024"),
         "not a dict": (["w"], r"symbols must be a dict .* got \['w'\]"),
     }

@@ -20,7 +20,7 @@ PACKAGES = {
     "benchmarks": ROOT / "benchmarks",
 }
 
-ALONE = {"errors", "visible_pairs", "environment", "shipped_configs"}
+ALONE = {"errors", "atomic", "visible_pairs", "environment", "shipped_configs"}
 """Parts of packmamba that every other part may import; they import at most `errors`."""
 
 ARROW = ("packing", "layer_config", "config", "attention", "model")

@@ -22,6 +22,9 @@ import torch
 from packmamba_kernels.causal_conv1d import kernels_backward as conv_backward
 from packmamba_kernels.causal_conv1d import kernels_forward as conv_forward
 from packmamba_kernels.causal_conv1d import launch as conv_launch
+from packmamba_kernels.gated_rms_norm import kernels_rows as norm_kernels
+from packmamba_kernels.gated_rms_norm import launch as norm_launch
+from packmamba_kernels.gated_rms_norm.inputs import NormOptions
 from packmamba_kernels.runtime.triton_glue import LAUNCH_OPTIONS
 from packmamba_kernels.selective_scan import kernels_backward as scan_backward
 from packmamba_kernels.selective_scan import kernels_forward as scan_forward
@@ -46,6 +49,11 @@ documents longer than a segment."""
 CONV_KERNELS = {
     "forward": (conv_forward.causal_conv1d_fwd_kernel, conv_launch.FORWARD),
     "backward": (conv_backward.causal_conv1d_bwd_kernel, conv_launch.BACKWARD),
+}
+
+NORM_KERNELS = {
+    "forward": norm_kernels.gated_rms_norm_fwd_kernel,
+    "backward": norm_kernels.gated_rms_norm_bwd_kernel,
 }
 
 COUNTED = (
@@ -144,6 +152,26 @@ def compile_conv(
     return compile_kernel(
         kernel, pointers, constants, architecture=architecture, aligned=("stride_x", "stride_dx", "E"), **launch
     )
+
+
+def compile_norm(
+    name: str, architecture: int, *, dtype: str = "bf16", group_size: int = 4096, gate: bool = True,
+    gate_last: bool = False, **options: int,
+) -> tuple[CompiledKernel, int]:  # fmt: skip
+    """A kernel of the gated normalisation as a launch compiles it, and the warps of its program. gate: whether there is
+    a z."""
+    kernel = NORM_KERNELS[name]
+    launch = norm_launch.launch_options(name, DTYPES[dtype], NormOptions(1e-5, group_size, gate_last), has_z=gate)
+    launch |= options
+    constants = {argument: launch.pop(argument) for argument in list(launch) if argument in kernel.arg_names}
+    kinds = dict.fromkeys(("y", "z", "out", "dout", "dy", "dz"), dtype) | dict.fromkeys(("weight", "partial"), "fp32")
+    if not gate:
+        constants |= {name: None for name in ("z", "dz") if name in kernel.arg_names}
+    pointers = {name: kinds[name] for name in kernel.arg_names if name in kinds and name not in constants}
+    compiled = compile_kernel(
+        kernel, pointers, constants, architecture=architecture, aligned=("stride_y", "stride_z", "E"), **launch
+    )
+    return compiled, launch["num_warps"]
 
 
 def describe(architectures: Sequence[int] = ARCHITECTURES, states: int = 16, width: int = 4) -> list[dict[str, Any]]:

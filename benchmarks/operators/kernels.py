@@ -196,7 +196,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(line)
     if report["results"]:
         print(f"results: {options.output}")
-    draw(plot_times, report["results"], options.png, report["environment"]["device"])
+    draw(plot_times, report["results"], options.png, f"Median times, {report['environment']['device']}")
     return code
 
 

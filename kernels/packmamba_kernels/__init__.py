@@ -8,6 +8,7 @@ segments of a pack at every size, in one int32 tensor. Definition: `naive.py`; r
 """
 
 from packmamba_kernels.causal_conv1d.op import causal_conv1d
+from packmamba_kernels.gated_rms_norm.op import gated_rms_norm
 from packmamba_kernels.selective_scan.op import selective_scan
 
-__all__ = ["causal_conv1d", "selective_scan"]
+__all__ = ["causal_conv1d", "gated_rms_norm", "selective_scan"]

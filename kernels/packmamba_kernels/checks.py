@@ -16,15 +16,15 @@ MAX_SIGNATURES = 1024
 DTYPES = (float16, bfloat16, float32, float64)
 
 _passed: set[Hashable] = set()
-_VALUES = frozenset({bool, str, type(None)})
+_VALUES = frozenset({bool, int, float, str, type(None)})
 
 
 def check_once(check: Callable[..., None], *arguments: Any) -> None:
     """check(*arguments), unless arguments of the same signature have passed it before.
 
     The signature is what check may look at: shapes, dtypes, strides and devices of tensors, but none of their values;
-    tokens, documents and device of a schedule; flags, strings and None as they are. Arguments of other types are
-    checked every time.
+    tokens, documents and device of a schedule; flags, numbers, strings and None as they are. Arguments of
+    other types are checked every time.
     """
     signature: list[Hashable] = [check]
     for x in arguments:
@@ -32,7 +32,7 @@ def check_once(check: Callable[..., None], *arguments: Any) -> None:
         if kind is Tensor or kind is Parameter:
             signature += x.shape, x.dtype, x.stride(), x.device
         elif kind in _VALUES:
-            signature.append(x)
+            signature += kind, x  # True equals 1
         elif kind is Schedule:
             signature += x.num_tokens, x.num_seqs, x.buffer.device
         else:

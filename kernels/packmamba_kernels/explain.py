@@ -9,7 +9,7 @@ import torch
 
 from packmamba_kernels.runtime.triton_glue import INTERPRET
 
-OPERATORS = ("causal_conv1d", "selective_scan")
+OPERATORS = ("causal_conv1d", "gated_rms_norm", "selective_scan")
 
 
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Choice:
 def explain(device: torch.device | str) -> dict[str, Choice]:
     """The choice of each operator, by name.
 
-    One rule for all (`_triton.runs_kernel`): CUDA tensors go through the Triton kernels, others through the reference,
+    One rule for all (`runs_kernel`): CUDA tensors go through the Triton kernels, others through the reference,
     and nothing falls back from one to the other.
     """
     return dict.fromkeys(OPERATORS, _choose(torch.device(device).type))

@@ -57,7 +57,8 @@ example:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one command and returns the exit code: 0 done, 2 the input was wrong; argv defaults to `sys.argv[1:]`.
+    """Runs one command and returns the exit code: 0 done, 2 the input was wrong, 130 Ctrl-C, 143 SIGTERM; argv
+    defaults to `sys.argv[1:]`.
 
     A UsageError is printed as `packmamba: error: …`, unless `--traceback` asks for more. Any other exception is a bug,
     of packmamba or of another library, and is raised.
@@ -85,6 +86,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if show_traceback:
             raise
         return _fail(f"{error}\n(--traceback shows where this was found)")
+    except KeyboardInterrupt:
+        if show_traceback:
+            raise
+        print("packmamba: interrupted", file=sys.stderr)
+        return 130
 
 
 def _run(arguments: list[str]) -> int:

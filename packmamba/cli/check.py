@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from packmamba.data import PackedDataModule
 from packmamba.data.preview import Epoch, PieceOfPack, Preview, Run, look_at
+from packmamba.data.resume.progress import accumulate
 from packmamba.training.lightning_compat import data_ranks
 from packmamba.training.lit import LitHybridLM
 from packmamba.training.model_summary import describe_model, describe_schedule
@@ -32,6 +33,7 @@ def check(trainer: Trainer, lit: LitHybridLM, data: PackedDataModule) -> None:
     """Prints what `trainer.fit(lit, data)` would do. Raises UsageError for documents that cannot be trained on."""
     require_vocabulary(data.vocab_size, lit.config)
     world_size, _ = data_ranks(trainer)
+    accumulate(trainer, data.options, world_size)
     preview = look_at(data, world_size=world_size, accumulation=trainer.accumulate_grad_batches)
     sections = {
         "One pack": pack_lines(preview, data.capacity),

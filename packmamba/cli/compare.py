@@ -22,6 +22,7 @@ from typing import Any, get_args
 
 import torch
 
+from packmamba.cli.parser_errors import PlainParser
 from packmamba.compare.modes import PACKING_STRATEGIES
 from packmamba.compare.report import add_device, chosen_device, positive
 from packmamba.compare.sweep import Sweep, SweepOptions
@@ -30,6 +31,7 @@ from packmamba.compare.throughput import Precision
 from packmamba.config import Recompute
 from packmamba.data.lengths import DISTRIBUTIONS
 from packmamba.errors import MissingPackageError, usage_of
+from packmamba.plots import files_of
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "cuda": {
@@ -70,7 +72,7 @@ def progress(total: int) -> Iterator[Callable[[str], None]]:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = PlainParser(
         prog="packmamba compare",
         description="Trains on the same documents packed, padded and one at a time, and times it. Lists are swept.",
         epilog=(
@@ -108,7 +110,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--output", type=Path, default=Path("runs/compare"), help="folder of results (default: %(default)s)"
     )
-    parser.add_argument("--no-pictures", action="store_true", help="write no PNG")
+    parser.add_argument("--no-pictures", action="store_true", help="draw nothing")
     return parser
 
 
@@ -155,7 +157,8 @@ def _finish(sweep: Sweep, options: argparse.Namespace) -> None:
     if not options.no_pictures:
         from packmamba.compare.plots import draw_all
 
-        written += draw_all(rows, shares, options.output, sweep.report["environment"]["device"])
+        for drawn in draw_all(rows, shares, options.output, sweep.report["environment"]["device"]):
+            written += files_of(drawn)
     print("Real tokens only; every mode found the same loss on the untrained model before it was timed.")
     for path in written:
         print(path)

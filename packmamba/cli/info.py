@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from packmamba.attention import explain_backends
+from packmamba.cli.parser_errors import PlainParser
 from packmamba.environment import describe_environment
 from packmamba.errors import CannotRunError
 from packmamba.shipped_configs import config_names
@@ -33,7 +33,7 @@ def describe(device: torch.device) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """argv: the command's options. Raises CannotRunError for CUDA where there is none."""
-    parser = argparse.ArgumentParser(prog="packmamba info", description=__doc__)
+    parser = PlainParser(prog="packmamba info", description=__doc__)
     parser.add_argument("--device", choices=["cpu", "cuda"], help="default: cuda where there is one, else cpu")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
     options = parser.parse_args(argv)

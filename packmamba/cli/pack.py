@@ -14,12 +14,21 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from packmamba.cli.parser_errors import PlainParser, refuse_misspelt
 from packmamba.data.lengths import DISTRIBUTIONS, SAMPLERS, read_lengths, sample_lengths
 from packmamba.data.packers import STRATEGIES, Packs, check_options, pack
-from packmamba.data.plan import Balance, PlanOptions
+from packmamba.data.plan import Balance, PlanOptions, accumulation_for
 from packmamba.data.statistics import PackingReport, describe_lengths, report_packs
-from packmamba.errors import MissingFileError, UsageError, usage_errors_behind, usage_of
-from packmamba.plots import plot_packing, require_picture
+from packmamba.errors import (
+    MissingFileError,
+    UsageError,
+    UsageFileError,
+    did_you_mean,
+    positive,
+    usage_errors_behind,
+    usage_of,
+)
+from packmamba.plots import files_of, plot_packing, require_picture
 from packmamba.shipped_configs import with_config_paths
 from packmamba.visible_pairs import AttentionCost
 
@@ -37,6 +46,8 @@ class _Subject:
     """What is packed."""
 
     name: str
+    title: str
+    """The same for a picture."""
     lengths: np.ndarray
     capacity: int
     plan: PlanOptions
@@ -54,6 +65,11 @@ def main(argv: Sequence[str]) -> int:
     for file in filter(None, (options.json, options.plot)):
         if not file.absolute().parent.is_dir():
             raise MissingFileError(f"there is no folder {str(file.parent)!r} to write {file.name!r} to")
+        if file.is_dir():
+            raise UsageFileError(f"{str(file)!r} is a folder; name a file to write")
+    if options.seed is not None and options.seed < 0:
+        raise UsageError(f"--seed must be 0 or more, got {options.seed}")
+    refuse_misspelt(rest, parser)
     if options.lengths or options.distribution:
         if rest:
             raise UsageError(
@@ -78,16 +94,15 @@ def main(argv: Sequence[str]) -> int:
         console.print(f"written: {options.json}", highlight=False)
     if options.plot:
         with usage_of("--plot"):
-            plot_packing(subject.lengths, subject.capacity, reports, options.plot, title=subject.name)
-        console.print(f"drawn: {options.plot}", highlight=False)
+            plot_packing(subject.lengths, subject.capacity, reports, options.plot, title=subject.title)
+        console.print(f"drawn: {', '.join(map(str, files_of(options.plot)))}", highlight=False)
     return 0
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = PlainParser(
         prog="packmamba pack",
         description="How long the documents of a data set are, and what every packing strategy\nmakes of them.",
-        allow_abbrev=False,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         epilog="""--config FILE and --data.OPTION say which documents, as for `packmamba fit`,
 whose --help lists them; without any, Python's own documentation is packed.
@@ -110,7 +125,7 @@ examples:
         default="train",
         help="which documents of the configuration: train, val, test or predict (default: %(default)s)",
     )
-    parser.add_argument("--documents", type=int, help="how many random lengths (default: 100000)")
+    parser.add_argument("--documents", type=positive, help="how many random lengths (default: 100000)")
     parser.add_argument(
         "--strategies",
         nargs="+",
@@ -118,14 +133,20 @@ examples:
         help=f"default: all that can be used (threshold_filtering up to {MOST_EMBEDDED:,} documents), of "
         + ", ".join(STRATEGIES),
     )
-    parser.add_argument("--capacity", type=int, help="tokens a pack can hold (default: data.capacity, or 4096)")
-    parser.add_argument("--buffer", type=int, help="documents `local_greedy` looks at (default: data.buffer, or 1024)")
+    parser.add_argument("--capacity", type=positive, help="tokens a pack can hold (default: data.capacity, or 4096)")
+    parser.add_argument(
+        "--buffer", type=positive, help="documents `local_greedy` looks at (default: data.buffer, or 1024)"
+    )
     parser.add_argument(
         "--seed", type=int, help="shuffle documents and packs (default: as data.seed and data.shuffle say)"
     )
-    parser.add_argument("--world_size", type=int, default=8, help="ranks that share the packs (default: %(default)s)")
     parser.add_argument(
-        "--accumulation", type=int, default=1, help="micro-batches of an optimiser step (default: %(default)s)"
+        "--world_size", type=positive, default=8, help="ranks that share the packs (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--accumulation",
+        type=positive,
+        help="micro-batches of an optimiser step (default: as many as data.tokens_per_step makes, or 1)",
     )
     parser.add_argument("--balance", choices=get_args(Balance), help="default: data.balance, or tokens")
     parser.add_argument(
@@ -149,7 +170,8 @@ def _from_lengths(options: argparse.Namespace) -> _Subject:
         lengths, name = read_lengths(options.lengths), str(options.lengths)
     else:
         if options.distribution not in SAMPLERS:
-            raise UsageError(f"unknown distribution {options.distribution!r}; available: {', '.join(SAMPLERS)}")
+            hint = did_you_mean(options.distribution, SAMPLERS)
+            raise UsageError(f"unknown distribution {options.distribution!r}; available: {', '.join(SAMPLERS)}{hint}")
         lengths = sample_lengths(options.distribution, num_documents=_or(options.documents, 100_000))
         name = DISTRIBUTIONS[options.distribution]
     capacity, buffer = _or(options.capacity, 4096), _or(options.buffer, 1024)
@@ -162,16 +184,21 @@ def _from_lengths(options: argparse.Namespace) -> _Subject:
         )
     return _Subject(
         name=name,
+        title=name,
         lengths=lengths,
         capacity=capacity,
-        plan=_plan(options, options.seed, _or(options.balance, "tokens"), ()),
+        plan=_plan(options, options.seed, _or(options.balance, "tokens"), (), _or(options.accumulation, 1)),
         strategies=strategies,
         pack=lambda strategy: pack(lengths, capacity, strategy, seed=options.seed, buffer=buffer),
     )
 
 
 def _plan(
-    options: argparse.Namespace, seed: int | None, balance: Balance, costs: tuple[AttentionCost, ...]
+    options: argparse.Namespace,
+    seed: int | None,
+    balance: Balance,
+    costs: tuple[AttentionCost, ...],
+    accumulation: int,
 ) -> PlanOptions:
     """costs: the model's, which --attention_cost replaces; the window stays, where there is only one."""
     if options.attention_cost is not None:
@@ -180,7 +207,7 @@ def _plan(
     return PlanOptions(
         seed=seed,
         world_size=options.world_size,
-        accumulation=options.accumulation,
+        accumulation=accumulation,
         balance=balance,
         attention_costs=costs,
     )
@@ -200,12 +227,17 @@ def _from_text(options: argparse.Namespace, rest: Sequence[str]) -> _Subject:
     strategies = _or(options.strategies, [name for name in STRATEGIES if not (whole and name == "wrapped")])
     for strategy in strategies:
         check_options(strategy, capacity, buffer, long_documents)
-    plan = _plan(options, seed, _or(options.balance, order.balance), costs)
+    tokens, accumulation = module.options.handling.tokens_per_step, options.accumulation
+    if accumulation is None:
+        accumulation = 1 if tokens is None else accumulation_for(tokens, capacity, options.world_size)
+    plan = _plan(options, seed, _or(options.balance, order.balance), costs, accumulation)
     module.setup({"train": "fit", "val": "validate"}.get(options.split, options.split))
     documents = module.documents(options.split)
     if options.strategies is None and documents.rows.size > MOST_EMBEDDED:
         strategies.remove("threshold_filtering")
     embeddings = module.embeddings_of(options.split) if "threshold_filtering" in strategies else None
+
+    source = module.splits.source(options.split)
 
     def pack_by(strategy: str) -> Packs:
         return pack(
@@ -220,7 +252,8 @@ def _from_text(options: argparse.Namespace, rest: Sequence[str]) -> _Subject:
         )
 
     return _Subject(
-        name=f"{module.splits.source(options.split)}, {options.split}",
+        name=f"{source}, {options.split}",
+        title=f"{source.title} ({options.split} documents)",
         lengths=documents.lengths,
         capacity=capacity,
         plan=plan,
@@ -232,16 +265,15 @@ def _from_text(options: argparse.Namespace, rest: Sequence[str]) -> _Subject:
 def _parse_configuration(arguments: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
     """As `data.configuration.parse_configuration`, with configurations by name, and raises UsageError for options
     that cannot be understood."""
-    from jsonargparse import ArgumentError
-
-    from packmamba.cli.fit import explain
-    from packmamba.data.configuration import parse_configuration
+    from packmamba.cli.parser_errors import check_config_files
+    from packmamba.cli.plain_errors import plain_errors
+    from packmamba.data.configuration import configuration_parser
 
     arguments = with_config_paths(arguments)
-    try:
-        return parse_configuration(arguments)
-    except ArgumentError as error:
-        raise UsageError(explain(str(error), arguments)) from error
+    check_config_files(arguments)
+    parser = configuration_parser()
+    with plain_errors(arguments, lambda: parser):
+        return parser, parser.parse_args(list(arguments))
 
 
 def _attention_costs(values: Namespace) -> tuple[AttentionCost, ...]:

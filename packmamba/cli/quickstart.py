@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from packmamba.cli.fit import PackmambaCLI, run
+from packmamba.cli.parser_errors import PlainParser, refuse_misspelt
 from packmamba.compare.modes import cut
 from packmamba.compare.plots import plot_throughput
 from packmamba.compare.report import positive
@@ -32,9 +33,13 @@ console = Console()
 def main(argv: Sequence[str]) -> int:
     """argv: the command's options. Raises UsageError as `packmamba fit` does, and for another logger than CSV files."""
     arguments = _parse(argv)
-    console.rule(f"1  Train: {arguments.config}")
-    cli = run(["fit", "--config", arguments.config, *arguments.overrides])
-    folder = _log_folder(cli)
+
+    def before_training(cli: PackmambaCLI) -> None:
+        _require_csv_log(cli)
+        console.rule(f"1  Train: {arguments.config}")
+
+    cli = run(["fit", "--config", arguments.config, *arguments.overrides], before_training)
+    folder = Path(cli.trainer.logger.log_dir)
     console.rule("2  Validate")
     _validate(cli)
     console.rule("3  Compare packed, padded and one document at a time")
@@ -63,11 +68,12 @@ def _draw(results: Sequence[ModeResult], folder: Path, name: str) -> dict[str, P
     loss, comparison = folder / "loss.png", folder / "throughput.png"
     plot_loss(folder / "metrics.csv", loss, title=f"Training loss and validation loss, configuration {name}")
     plot_throughput(results, comparison, title="Training on the same documents, three ways")
+    print("Pictures are there as SVG too.")
     return {"loss curve": loss, "comparison": comparison}
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = PlainParser(
         prog="packmamba quickstart",
         description=__doc__,
         epilog="Further options go to `packmamba fit`, e.g. --trainer.max_steps 50.",
@@ -82,13 +88,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--repeats", type=positive, default=3, help="timed passes over them, after a warm-up (default: %(default)s)"
     )
     arguments, arguments.overrides = parser.parse_known_args(argv)
+    refuse_misspelt(arguments.overrides, parser)
     return arguments
 
 
-def _log_folder(cli: PackmambaCLI) -> Path:
+def _require_csv_log(cli: PackmambaCLI) -> None:
     if not isinstance(cli.trainer.logger, CSVLogger):
         raise UsageError("the quickstart draws its pictures from the CSV log: leave trainer.logger unset")
-    return Path(cli.trainer.logger.log_dir)
 
 
 def _validate(cli: PackmambaCLI) -> None:

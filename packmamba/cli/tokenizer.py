@@ -9,8 +9,9 @@ from typing import cast
 
 import numpy as np
 from datasets import Dataset
-from jsonargparse import ArgumentError, ArgumentParser, Namespace, set_parsing_settings
+from jsonargparse import ArgumentParser, Namespace, set_parsing_settings
 
+from packmamba.cli.plain_errors import plain_errors
 from packmamba.data.cache import DEFAULT_CACHE_DIR
 from packmamba.data.sources import PythonDocs, Source
 from packmamba.data.text.bpe import require_trainable, texts_of, train_bpe
@@ -52,10 +53,9 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> Namespace:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    parser = ArgumentParser(prog="packmamba tokenizer", description="Makes tokenizers.", exit_on_error=False)
-    train = ArgumentParser(
-        description="Trains a byte-level BPE tokenizer on the documents of a source.", exit_on_error=False
-    )
+    strict = {"exit_on_error": False, "allow_abbrev": False}
+    parser = ArgumentParser(prog="packmamba tokenizer", description="Makes tokenizers.", **strict)
+    train = ArgumentParser(description="Trains a byte-level BPE tokenizer on the documents of a source.", **strict)
     for name, kind, default, text in (
         ("source", Source, PythonDocs(), "Documents to train on."),
         ("vocab_size", int, 8192, "Tokens at most; the 256 bytes and four special tokens are among them."),
@@ -66,12 +66,10 @@ def _parse(argv: Sequence[str]) -> Namespace:
     train.usage = "packmamba tokenizer train --output FOLDER [--OPTION VALUE ...]"
     train.add_argument("--output", type=str, required=True, help="A new folder for the tokenizer.")
     parser.add_subcommands().add_subcommand("train", train, help="train a tokenizer")
-    try:
+    with plain_errors(argv, lambda: train):
         values = parser.parse_args(list(argv))
         with usage_errors_behind():
             return cast(Namespace, parser.instantiate_classes(values))["train"]
-    except ArgumentError as error:
-        raise UsageError(" ".join(str(error).split())) from error
 
 
 def _fewer(size: int, wanted: int) -> str:

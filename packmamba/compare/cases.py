@@ -33,11 +33,9 @@ def load_model(
         fields, options = _model_sections(find_config(name))
         config, compute = ModelConfig.from_dict(fields), ComputeOptions.from_dict(options)
     else:
-        hint = did_you_mean(name, [*PRESETS, *config_names()])
-        raise UsageError(
-            f"unknown model {name!r}: neither a file nor a preset; presets: {', '.join(PRESETS)}; configurations that "
-            f"come with packmamba: {', '.join(config_names())}{hint}"
-        )
+        known = f"presets: {', '.join(PRESETS)}; configurations that come with packmamba: {', '.join(config_names())}"
+        hint = did_you_mean(name, [*PRESETS, *config_names()]) or f"; {known}"
+        raise UsageError(f"unknown model {name!r}: neither a file nor a preset{hint}")
     if layer_pattern is not None:
         config = replace(config, layer_pattern=layer_pattern)
     if recompute is not None:

@@ -22,7 +22,7 @@ import torch
 
 from packmamba.data.collate import collate
 from packmamba.data.packers import Packs, pack
-from packmamba.errors import UsageError
+from packmamba.errors import UsageError, did_you_mean
 from packmamba.packing import PackedBatch, Packing
 
 KINDS = ("packed", "padded", "padded_sorted", "single")
@@ -62,7 +62,8 @@ def parse_mode(text: str) -> Mode:
     kind, _, detail = rest.partition(":")
     kinds = PEER_KINDS if peer else KINDS
     if kind not in kinds:
-        raise UsageError(f"unknown mode {text!r}; available: {', '.join(kinds)}, and mamba-ssm/MODE")
+        hint = did_you_mean(kind, kinds)
+        raise UsageError(f"unknown mode {text!r}; available: {', '.join(kinds)}, and mamba-ssm/MODE{hint}")
     if kind == "packed":
         strategy = detail or "best_fit_decreasing"
         if strategy not in PACKING_STRATEGIES:

@@ -9,14 +9,9 @@ from typing import Any
 
 import torch
 
-from packmamba.errors import usage_of
+from packmamba.errors import positive, usage_of
 
-
-def positive(text: str) -> int:
-    """The `type` of an option that counts something, for argparse."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"must be a whole number of at least 1, got {text!r}")
-    return int(text)
+__all__ = ["add_device", "chosen_device", "positive", "write_report"]
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

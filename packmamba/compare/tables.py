@@ -12,6 +12,29 @@ MODEL = ("model", "layer_pattern", "recompute")
 CASE = (*MODEL, "lengths", "mean_length")
 """What rows of one comparison have in common, beside the capacity."""
 
+WORDS = {
+    "model": "{}",
+    "layer_pattern": "pattern {}",
+    "recompute": "recompute {}",
+    "lengths": "{} documents",
+    "mean_length": "mean length {:,.0f}",
+    "capacity": "packs of {:,}",
+}
+"""How a row's values are named where no column heads them."""
+
+
+def varying(rows: Sequence[Row], names: Sequence[str] = CASE) -> list[str]:
+    """Those names whose values tell rows from each other; not the layer pattern where the model's name tells it."""
+    names = [name for name in names if len({row[name] for row in rows}) > 1]
+    patterns = {(row["model"], row["layer_pattern"]) for row in rows}
+    told = len(patterns) == len({row["model"] for row in rows})
+    return [name for name in names if name != "layer_pattern" or not told]
+
+
+def case_words(row: Row, names: Sequence[str]) -> str:
+    """Some of a row's values in words: `hybrid-tiny, recompute none, packs of 2,048`."""
+    return ", ".join(WORDS[name].format(row[name]) for name in names)
+
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
     """Header and rows of the comparison, as texts."""

@@ -1,11 +1,8 @@
-"""The on-disk cache: folders that appear complete or not at all, and the progress bar shown meanwhile."""
+"""The on-disk cache: where it is, the names of its entries, and the progress bar shown while one is made."""
 
 from __future__ import annotations
 
 import hashlib
-import os
-import shutil
-import tempfile
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,7 +11,10 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from packmamba.atomic import new_folder
 from packmamba.errors import MissingFileError
+
+__all__ = ["DEFAULT_CACHE_DIR", "file_digest", "key_of", "new_folder", "progress_bar"]
 
 DEFAULT_CACHE_DIR = Path("~/.cache/packmamba")
 
@@ -31,38 +31,6 @@ def file_digest(file: str) -> str:
         raise MissingFileError(f"there is no file {file!r}")
     with path.open("rb") as opened:
         return hashlib.file_digest(opened, "blake2b").hexdigest()[:32]
-
-
-@contextmanager
-def new_folder(path: Path) -> Iterator[Path]:
-    """A temporary folder that becomes `path` when the block ends well, and disappears when it does not.
-
-    Where another process was faster, its folder stays.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{path.name}-", dir=path.parent))
-    try:
-        yield temporary
-        try:
-            os.rename(temporary, path)
-        except OSError:
-            if not path.exists():
-                raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
-@contextmanager
-def write_atomically(path: Path) -> Iterator[Path]:
-    """A temporary file that becomes `path` when the block ends well."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{path.name}-", dir=path.parent)
-    os.close(handle)
-    try:
-        yield Path(name)
-        os.replace(name, path)
-    finally:
-        Path(name).unlink(missing_ok=True)
 
 
 @contextmanager

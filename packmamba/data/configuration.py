@@ -27,13 +27,19 @@ def parse_configuration(arguments: Sequence[str]) -> tuple[ArgumentParser, Names
 
     Raises jsonargparse's ArgumentError for what cannot be understood.
     """
+    parser = configuration_parser()
+    return parser, parser.parse_args(list(arguments))
+
+
+def configuration_parser() -> ArgumentParser:
+    """The parser of `parse_configuration`."""
     from jsonargparse import ArgumentParser
 
     from packmamba.data import PackedDataModule
 
-    parser = ArgumentParser(prog="packmamba", exit_on_error=False)
+    parser = ArgumentParser(prog="packmamba pack", exit_on_error=False, allow_abbrev=False)
     parser.add_argument("--config", action="config")
     parser.add_class_arguments(PackedDataModule, "data")
     for section in _OTHER_SECTIONS:
         parser.add_argument(f"--{section}", type=Any)
-    return parser, parser.parse_args(list(arguments))
+    return parser

@@ -16,7 +16,6 @@ from packmamba.data.documents import Documents, DocumentSplits
 from packmamba.data.embeddings import read_embeddings
 from packmamba.data.loader import PackedDataset, PackLoader, PlannedDataset, PlanSampler, pack_loader
 from packmamba.data.options import (
-    SPLITS,
     DataOptions,
     DocumentOptions,
     EmptyDocuments,
@@ -30,23 +29,24 @@ from packmamba.data.pack_documents import embed, pack_documents
 from packmamba.data.packers import LongDocuments, Packs, Strategy, ThresholdFiltering
 from packmamba.data.plan import Balance
 from packmamba.data.position import Origin, Position
+from packmamba.data.resume.evaluated import compare_evaluated, limit_to_whole_documents
 from packmamba.data.resume.fingerprint import SavedData, require_same, translated
-from packmamba.data.resume.progress import TrainingProgress, TrainingSampler, check_trainer, move
+from packmamba.data.resume.progress import (
+    TrainingProgress,
+    TrainingSampler,
+    accumulate,
+    check_trainer,
+    count_validation_over_epochs,
+    move,
+)
 from packmamba.data.resume.sections import Sections, open_sections
 from packmamba.data.resume.streamed import StreamedDataset
 from packmamba.data.sources import PythonDocs, Source
+from packmamba.data.text.conversation import TrainOn
 from packmamba.data.text.tokenizers import ByteTokenizer, Tokenizer
 from packmamba.errors import UsageError
 from packmamba.training.lightning_compat import batches_trained, current_stage, data_ranks
 from packmamba.visible_pairs import AttentionCost
-
-_SPLITS_OF: dict[str | None, tuple[Split, ...]] = {
-    "fit": ("train", "val"),
-    "validate": ("val",),
-    "test": ("test",),
-    "predict": ("predict",),
-    None: SPLITS,
-}
 
 _PYTHON_DOCS = PythonDocs()
 _BYTES = ByteTokenizer()
@@ -68,11 +68,13 @@ class PackedDataModule(LightningDataModule):
         *,
         source: Source = _PYTHON_DOCS,
         val_source: Source | None = None,
+        val_sources: dict[str, Source] | None = None,
         test_source: Source | None = None,
         predict_source: Source | None = None,
         val_fraction: float = 0.05,
         tokenizer: Tokenizer = _BYTES,
         chat_template: str | None = None,
+        train_on: TrainOn = "all_assistant",
         tokenizer_workers: int | None = None,
         capacity: int = 4096,
         strategy: Strategy = "best_fit_decreasing",
@@ -85,23 +87,29 @@ class PackedDataModule(LightningDataModule):
         balance: Balance = "tokens",
         attention_costs: Sequence[AttentionCost] = (),
         pad_to_capacity: bool = False,
+        tokens_per_step: int | None = None,
         max_documents: int | None = None,
         empty_documents: EmptyDocuments = "skip",
         section_documents: int = 16384,
         num_workers: int = 0,
         cache_dir: str = str(DEFAULT_CACHE_DIR),
+        max_val_documents: int | None = None,
     ) -> None:
         """Describes the data; nothing is read before `prepare_data` or `setup`.
 
         Args:
             source: Documents to train on: PythonDocs, Files, DatasetFolder, HubDataset, Mixture, or made-up ones.
             val_source: Documents to validate on. Unset: a part of `source`, which is then not trained on.
-            test_source: Documents to test on. Unset: those of validation.
-            predict_source: Documents to predict on. Unset: those of validation.
-            val_fraction: The part of `source` that validation gets when `val_source` is unset, at least one document;
-                0 for no validation. The seed decides which documents.
+            val_sources: Several sets of documents to validate on, by name, instead of `val_source`. Each is logged as
+                `val/NAME/loss` and so on, all their tokens together as `val/loss`, which `best.ckpt` looks at.
+            test_source: Documents to test on. Unset: those of validation, if that is one set.
+            predict_source: Documents to predict on. Unset: those of validation, if that is one set.
+            val_fraction: The part of `source` that validation gets when it has no source, at least one document; 0 for
+                no validation. The seed decides which documents.
             tokenizer: Text to token ids: ByteTokenizer, BPETokenizer or HFTokenizer.
             chat_template: A Jinja file that writes conversations out. Unset: the tokenizer's own, or else ChatML.
+            train_on: The messages of a conversation that have a loss: `all_assistant`, or `last_assistant`, the last of
+                the assistant's alone. Those whose `weight` is 0, or whose `train` is false, never have one.
             tokenizer_workers: Processes that tokenise; 0 for the main process alone. Unset: as many as there are CPUs,
                 where there is much to do and the tokenizer has no threads of its own.
             capacity: Tokens a pack can hold.
@@ -119,6 +127,8 @@ class PackedDataModule(LightningDataModule):
             attention_costs: What attention costs beside everything else in the model, an entry for each window; empty
                 for a model without attention. Only balance `flops` looks at them.
             pad_to_capacity: Fill every batch to exactly `capacity` tokens, with one sequence that has no targets.
+            tokens_per_step: About so many tokens an optimiser step: accumulate_grad_batches follows from it, from
+                `capacity` and from the number of ranks. Unset: as trainer.accumulate_grad_batches says.
             max_documents: Use only the first so many documents of each source.
             empty_documents: The treatment of documents without a token, and of conversations in which the assistant
                 says nothing: `skip` them, with a count, or raise an `error`.
@@ -126,6 +136,7 @@ class PackedDataModule(LightningDataModule):
                 optimiser steps: the last step of each section is a smaller one.
             num_workers: Processes that prepare batches; 0 prepares them in the training process.
             cache_dir: Folder for tokenised documents, so that a second run starts at once.
+            max_val_documents: Validate on at most so many documents, whole ones, drawn by the seed. Unset: all.
 
         Raises:
             UsageError: A number out of range, an unknown name, or options that do not go together.
@@ -133,7 +144,12 @@ class PackedDataModule(LightningDataModule):
         super().__init__()
         self.options = DataOptions(
             sources=SourceOptions(
-                train=source, val=val_source, test=test_source, predict=predict_source, chat_template=chat_template
+                train=source,
+                val=val_source,
+                val_sources=val_sources,
+                test=test_source,
+                predict=predict_source,
+                chat_template=chat_template,
             ),
             documents=DocumentOptions(
                 section_documents=section_documents,
@@ -141,6 +157,7 @@ class PackedDataModule(LightningDataModule):
                 streaming=source.streaming,
                 val_fraction=val_fraction,
                 tokenizer=tokenizer,
+                train_on=train_on,
             ),
             packs=PackOptions(
                 strategy=strategy,
@@ -156,9 +173,13 @@ class PackedDataModule(LightningDataModule):
                 pad_to_capacity=pad_to_capacity,
                 cache_dir=Path(cache_dir).expanduser(),
                 num_workers=num_workers,
+                tokens_per_step=tokens_per_step,
                 tokenizer_workers=tokenizer_workers,
+                max_val_documents=max_val_documents,
             ),
         )
+        self.allow_other_data = False
+        """Whether a checkpoint may be evaluated on data that make its numbers wrong; see `resume.evaluated`."""
         self.splits = DocumentSplits(self.options)
         self._padding = {"pad_to": capacity if pad_to_capacity else None, "pad_id": tokenizer.pad_id}
         self._sections: Sections | None = None
@@ -186,12 +207,17 @@ class PackedDataModule(LightningDataModule):
         """Every token id is smaller; a model needs at least as many rows of embedding."""
         return self.tokenizer.vocab_size
 
+    @property
+    def val_names(self) -> tuple[str, ...]:
+        """The names of `val_sources`, in the order of `val_dataloader`; none where there is one validation set."""
+        return tuple(self.options.sources.val_sources or ())
+
     # Documents and packs
 
     def prepare_data(self) -> None:
         """Loads and tokenises the documents of the trainer's stage into the cache, in one process."""
-        for split in _SPLITS_OF[current_stage(self.trainer)]:
-            if not self.splits.is_streamed(split):
+        for split in self.splits.of_stage(current_stage(self.trainer)):
+            if self.splits.has_source(split) and not self.splits.is_streamed(split):
                 self.splits.corpus(split)
 
     def setup(self, stage: str | None = None) -> None:
@@ -199,9 +225,13 @@ class PackedDataModule(LightningDataModule):
         if stage == "fit" and self.trainer is not None and not batches_trained(self.trainer):
             self._origin.restart()
             self._progress, self._saved = None, None
-        for split in _SPLITS_OF[stage]:
+        if stage == "fit" and self.trainer is not None:
+            accumulate(self.trainer, self.options, data_ranks(self.trainer)[0])
+        for split in self.splits.of_stage(stage):
             if split not in self._documents and not (split == "train" and self._streamed):
                 self._documents[split] = self.splits.open(split)
+        if stage == "fit" and not self._streamed and (said := self.splits.about_conversations("train")):
+            rank_zero_info(f"{self.options.sources.train}: {said}")
 
     def teardown(self, stage: str) -> None:
         """Deletes the sections of a streamed source."""
@@ -224,8 +254,7 @@ class PackedDataModule(LightningDataModule):
             raise RuntimeError(f"the {split} documents are not there yet; call setup() first")
         documents = self._documents[split]
         if documents is None:
-            how = f"{split}_source" if self._streamed else f"val_fraction above 0, or {split}_source"
-            raise UsageError(f"there are no {split} documents: set {how}")
+            raise UsageError(self.splits.why_none(split))
         return documents
 
     def packs(self, split: Split = "train", strategy: Strategy | None = None) -> Packs:
@@ -280,7 +309,7 @@ class PackedDataModule(LightningDataModule):
         Raises UsageError if a checkpoint was loaded and its data, tokenizer or plan are not those of now, naming the
         differences; or for options of the Trainer that leave the number of targets of a step unknown.
         """
-        world_size, rank = self._replicas()
+        world_size, rank = data_ranks(self.trainer)
         accumulation, limit = 1, 1.0
         if self.trainer is not None:
             check_trainer(self.trainer, world_size, streamed=self._streamed)
@@ -292,6 +321,10 @@ class PackedDataModule(LightningDataModule):
             dataset = self.dataset("train", world_size=world_size, rank=rank, accumulation=accumulation)
             if isinstance(limit, int) or limit < 1.0:  # to Lightning 1 is one batch, and 1.0 are all of them
                 dataset = dataset.shortened(max(1, limit if isinstance(limit, int) else int(limit * len(dataset))))
+        if self.trainer is not None:
+            batches = len(dataset) if isinstance(dataset, PackedDataset) else None
+            say = any(self._documents.get(split) is not None for split in self.options.sources.validation)
+            count_validation_over_epochs(self.trainer, batches, say)
         self._progress = TrainingProgress(dataset, self._origin, self.trainer)
         if self._saved is not None:
             # A stream's documents are not known yet.
@@ -302,21 +335,16 @@ class PackedDataModule(LightningDataModule):
     def _streamed_dataset(self, world_size: int, rank: int, accumulation: int) -> StreamedDataset:
         if self._sections is None:
             self._sections = open_sections(self.trainer, self.options)
-        return StreamedDataset(
-            self._sections,
-            self.options.order.plan(
-                seed=self.options.order.shuffle_seed, world_size=world_size, accumulation=accumulation, whole_steps=True
-            ),
-            rank=rank,
-            # The batches that each worker was asked for ahead, those that Lightning holds, and another rank's lag.
-            prefetched=2 * self.options.handling.num_workers + 2 + accumulation,
-            saved=self._saved,
-            **self._padding,
+        return StreamedDataset.of_run(
+            self._sections, self.options, world_size, rank, accumulation, saved=self._saved, **self._padding
         )
 
     def val_dataloader(self) -> PackLoader | list[PackLoader]:
-        """Batches of the validation documents in a fixed order; an empty list if there are none."""
-        if "val" in self._documents and self._documents["val"] is None:
+        """Batches of the validation documents in a fixed order, a loader for each of several sets; an empty list if
+        there are none."""
+        if self.val_names:
+            return [self._eval_loader(split) for split in self.options.sources.validation]
+        if "val" in self._documents and self._documents["val"] is None and current_stage(self.trainer) != "validate":
             return []
         return self._eval_loader("val")
 
@@ -329,16 +357,20 @@ class PackedDataModule(LightningDataModule):
         return self._eval_loader("predict")
 
     def _eval_loader(self, split: Split) -> PackLoader:
-        world_size, rank = self._replicas()
-        return self._loader(PlanSampler(self.dataset(split, world_size=world_size, rank=rank)))
+        """Raises UsageError if a checkpoint is evaluated on data that make its numbers wrong; or if a limit of the
+        Trainer leaves no whole document."""
+        world_size, rank = data_ranks(self.trainer)
+        dataset = self.dataset(split, world_size=world_size, rank=rank)
+        for said in (
+            *compare_evaluated(self, split, self._saved),
+            *limit_to_whole_documents(self.trainer, dataset, split),
+        ):
+            rank_zero_info(f"{split}: {said}")
+        return self._loader(PlanSampler(dataset))
 
     def _loader(self, sampler: PlanSampler) -> PackLoader:
         on_gpu = self.trainer is not None and self.trainer.strategy.root_device.type == "cuda"
         return pack_loader(sampler, num_workers=self.options.handling.num_workers, pin_memory=on_gpu)
-
-    def _replicas(self) -> tuple[int, int]:
-        """How many ranks take different data, and which of them this is."""
-        return data_ranks(self.trainer)
 
     # Position and resume
 

@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 
-from packmamba.data.cache import key_of, progress_bar, write_atomically
+from packmamba.atomic import new_folder
+from packmamba.data.cache import key_of, progress_bar
+from packmamba.data.checksums import is_intact, seal
 from packmamba.data.documents import Documents
+from packmamba.data.embedding_files import open_embeddings
 from packmamba.data.packers import ngram_embeddings
-from packmamba.errors import MissingFileError, UsageError
+from packmamba.errors import UsageError
 
 _FORMAT = 1
 """Changes when `ngram_embeddings` does, so that old caches are not read."""
@@ -23,17 +26,11 @@ def read_embeddings(file: str, documents: Documents) -> np.ndarray:
 
     Raises FileNotFoundError, or UsageError for a file that is no array or has another number of rows.
     """
-    path = Path(file).expanduser()
-    if not path.is_file():
-        raise MissingFileError(f"there is no file of embeddings {file!r}")
-    try:
-        embeddings = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (ValueError, EOFError) as error:
-        raise UsageError(f"cannot read embeddings from {file!r}, which has to be a .npy file: {error}") from error
-    if not isinstance(embeddings, np.ndarray) or embeddings.ndim != 2 or len(embeddings) != len(documents.corpus):
+    embeddings = open_embeddings(file)
+    if len(embeddings) != len(documents.corpus):
         raise UsageError(
             f"embeddings {file!r} need one row for each of the {len(documents.corpus)} documents of the source, empty "
-            f"ones too; found {'several arrays' if not isinstance(embeddings, np.ndarray) else embeddings.shape}"
+            f"ones too; found {embeddings.shape}"
         )
     return embeddings[documents.rows]
 
@@ -42,14 +39,14 @@ def ngram_embeddings_of(documents: Documents, vocab_size: int, cache_dir: Path) 
     """`ngram_embeddings` of the documents' tokens, computed once. vocab_size: of their tokenizer."""
     longest = 3 if vocab_size <= _SMALL_VOCABULARY else 1
     rows = hashlib.blake2b(documents.rows.tobytes(), digest_size=16).hexdigest()
-    file = cache_dir / "embeddings" / f"{key_of(_FORMAT, documents.corpus.folder.name, rows)}.npy"
-    if not file.exists():
+    folder = cache_dir / "embeddings" / key_of(_FORMAT, documents.corpus.folder.name, rows)
+    if not is_intact(folder, "Embeddings"):
         tokens = np.asarray(documents.corpus.tokens)
         begins = documents.corpus.offsets[documents.rows]
         views = [tokens[begin:end] for begin, end in zip(begins, begins + documents.lengths, strict=True)]
-        with write_atomically(file) as temporary, progress_bar() as progress:
+        with new_folder(folder) as temporary, progress_bar() as progress:
             task = progress.add_task("Embedding", total=len(views))
             embeddings = ngram_embeddings(views, longest=longest, advance=lambda count: progress.advance(task, count))
-            with temporary.open("wb") as opened:
-                np.save(opened, embeddings)
-    return np.load(file, mmap_mode="r")
+            np.save(temporary / "embeddings.npy", embeddings)
+            seal(temporary)
+    return np.load(folder / "embeddings.npy", mmap_mode="r")

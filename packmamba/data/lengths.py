@@ -178,7 +178,8 @@ def read_lengths(file: Path) -> np.ndarray:
     try:
         lengths = np.load(file, allow_pickle=False) if file.suffix == ".npy" else np.array(json.loads(file.read_text()))
     except (ValueError, EOFError) as error:
-        raise UsageError(f"cannot read lengths from {str(file)!r}: {error}") from error
+        kind = "no array of numbers (.npy)" if file.suffix == ".npy" else f"no JSON: {error}"
+        raise UsageError(f"cannot read lengths from {str(file)!r}: it is {kind}") from error
     if not isinstance(lengths, np.ndarray) or lengths.ndim != 1 or not lengths.size or lengths.dtype.kind not in "iu":
         raise UsageError(f"{str(file)!r} has to hold a list of integers, at least one, and nothing else")
     if lengths.min() < 1:

@@ -45,6 +45,8 @@ class PlannedDataset(Dataset[PackedBatch], ABC):
         self.rank = rank
         self.pad_to = pad_to
         self.pad_id = pad_id
+        self.nameless: np.ndarray | None = None
+        """Numbers of documents whose tokens come without an id, so that no result counts them."""
         self._plan: tuple[Position, EpochPlan] | None = None
 
     @abstractmethod
@@ -96,12 +98,13 @@ class PlannedDataset(Dataset[PackedBatch], ABC):
         documents, packs, first_id = self.section(key.position)
         doc, start, length = packs[index]
         rows = documents.rows[doc]
+        ids = rows + first_id if self.nameless is None else np.where(np.isin(doc, self.nameless), -1, rows + first_id)
         begins = documents.corpus.offsets[rows] + start
         tokens, targets = documents.corpus.tokens, documents.corpus.targets
         slices = [slice(begin, begin + size) for begin, size in zip(begins.tolist(), length.tolist(), strict=True)]
         return collate(
             [tokens[piece] for piece in slices],
-            rows + first_id,
+            ids,
             targets=None if targets is None else [targets[piece] for piece in slices],
             row_length=None if packs.row_lengths is None else int(packs.row_lengths[index]),
             pad_to=self.pad_to,
@@ -136,6 +139,14 @@ class PackedDataset(PlannedDataset):
         return PackedDataset(
             self.documents, self.packs, options, rank=self.rank, pad_to=self.pad_to, pad_id=self.pad_id
         )
+
+    def only_whole(self, micro_steps: int) -> int:
+        """Makes the documents nameless that the first micro-steps do not hold to the end, and returns how many of them
+        are left."""
+        pieces = self.packs.pieces
+        seen = self.packs.offsets[min(len(self.packs), micro_steps * self.options.world_size)]
+        self.nameless = np.unique(pieces.doc[seen:])
+        return np.setdiff1d(pieces.doc[:seen], self.nameless).size
 
     def section(self, position: Position) -> tuple[Documents, Packs, int]:
         return self.documents, self.packs, 0

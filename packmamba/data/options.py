@@ -6,24 +6,32 @@ the fields of `DocumentOptions`, `PackOptions` and `OrderOptions`, all of them, 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 from packmamba.data.cache import file_digest
+from packmamba.data.embedding_files import open_embeddings
 from packmamba.data.packers import LongDocuments, Strategy, ThresholdFiltering, check_options
 from packmamba.data.plan import Balance, PlanOptions
 from packmamba.data.sources import Source
+from packmamba.data.text.chat import ChatTemplate
+from packmamba.data.text.conversation import TRAIN_ON, TrainOn
 from packmamba.data.text.tokenizers import Tokenizer
 from packmamba.errors import UsageError
 from packmamba.visible_pairs import AttentionCost
 
-Split = Literal["train", "val", "test", "predict"]
-SPLITS: tuple[Split, ...] = get_args(Split)
+Split = str
+"""`train`, `val`, `test`, `predict`, or `val/NAME`, one of several validation sets."""
+SPLITS: tuple[Split, ...] = ("train", "val", "test", "predict")
 
 EmptyDocuments = Literal["skip", "error"]
+
+MOST_TOKENS = 2**31 - 1
+"""Of a pack: documents' boundaries are int32."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,6 +46,8 @@ class SourceOptions:
     """Documents to train on."""
     val: Source | None = None
     """Documents to validate on; None: a part of the training documents."""
+    val_sources: Mapping[str, Source] | None = None
+    """Several sets of documents to validate on, by name; then `val` is None."""
     test: Source | None = None
     """Documents to test on; None: those of validation."""
     predict: Source | None = None
@@ -46,15 +56,43 @@ class SourceOptions:
     """A Jinja file that writes conversations out; None: the tokenizer's own, or else ChatML."""
 
     def __post_init__(self) -> None:
-        for split in SPLITS[1:]:
+        if self.val_sources is not None:
+            self._check_names(self.val_sources)
+        for split in (*SPLITS[1:], *self.validation):
             if (other := self.own(split)) is not None and other.streaming:
+                _, _, name = split.partition("/")
+                option = f"val_sources.{name}" if name else f"{split}_source"
                 raise UsageError(
-                    f"{split}_source {other} cannot be streamed, only training documents can; set its streaming to "
+                    f"{option} {other} cannot be streamed, only training documents can; set its streaming to "
                     "false, and max_documents if it is large"
                 )
 
+    def _check_names(self, sources: Mapping[str, Source]) -> None:
+        if self.val is not None:
+            raise UsageError("val_source and val_sources are both given; put the one among the others, by a name")
+        if not sources:
+            raise UsageError("val_sources is empty; name at least one source, or leave it out")
+        for name in sources:
+            if not re.fullmatch(r"[\w.-]+", name):
+                raise UsageError(
+                    f"val_sources has a set called {name!r}; a name is made of letters, digits, '_', '-' and '.', for "
+                    "its loss is logged as val/NAME/loss"
+                )
+
+    @property
+    def validation(self) -> tuple[Split, ...]:
+        """The splits that validation has: `val`, or one for each of several sets."""
+        return ("val",) if self.val_sources is None else tuple(f"val/{name}" for name in self.val_sources)
+
+    @property
+    def hold_out(self) -> bool:
+        """Whether validation gets a part of the training source, because it has no source of its own."""
+        return self.val is None and self.val_sources is None
+
     def own(self, split: Split) -> Source | None:
         """The source that was given for a split."""
+        if split.startswith("val/"):
+            return None if self.val_sources is None else self.val_sources[split.removeprefix("val/")]
         return getattr(self, split)
 
 
@@ -75,8 +113,12 @@ class DocumentOptions:
     """The part of the training source that validation gets where it has no source of its own."""
     tokenizer: Tokenizer
     """Text to token ids."""
+    train_on: TrainOn = "all_assistant"
+    """Which of the assistant's messages have a loss."""
 
     def __post_init__(self) -> None:
+        if self.train_on not in TRAIN_ON:
+            raise UsageError(f"unknown train_on {self.train_on!r}; available: {', '.join(TRAIN_ON)}")
         if self.val_fraction is not None and not 0 <= self.val_fraction < 1:
             raise UsageError(f"val_fraction must be at least 0 and below 1, got {self.val_fraction}")
         for name in ("max_documents", "section_documents"):
@@ -84,7 +126,7 @@ class DocumentOptions:
 
     def in_effect(self, sources: SourceOptions) -> DocumentOptions:
         """The same, with None for options that do not matter to these sources."""
-        kept = self if sources.val is None else replace(self, val_fraction=None)
+        kept = self if sources.hold_out else replace(self, val_fraction=None)
         # Documents that are loaded are hashed after `max_documents` has been applied.
         return kept if self.streaming else replace(kept, section_documents=None, max_documents=None)
 
@@ -93,7 +135,7 @@ class DocumentOptions:
 class PackOptions:
     """How documents are put into packs.
 
-    Raises UsageError for an unknown strategy or a number below 1, UsageTypeError for one that is not an integer.
+    Raises UsageError for an unknown strategy or a number out of range, UsageTypeError for one that is not an integer.
     """
 
     strategy: Strategy = "best_fit_decreasing"
@@ -108,7 +150,12 @@ class PackOptions:
     """A .npy file with one row of numbers for each document of the training source; None: made from the tokens."""
 
     def __post_init__(self) -> None:
-        check_options(self.strategy, self.capacity, self.buffer)
+        check_options(self.strategy, 2, self.buffer)
+        check_options(self.strategy, max(1, self.capacity) if isinstance(self.capacity, int) else self.capacity)
+        if not 2 <= self.capacity <= MOST_TOKENS:
+            raise UsageError(
+                f"capacity must be from 2 tokens, of which one is predicted, to {MOST_TOKENS:,}, got {self.capacity:,}"
+            )
 
     def in_effect(self) -> PackOptions:
         """The same, with None for options that the strategy does not look at, and a hash in place of a file."""
@@ -121,7 +168,7 @@ class PackOptions:
 class OrderOptions:
     """Which rank trains on which pack, and when.
 
-    Raises UsageError for an unknown balance, UsageTypeError for attention costs that are none.
+    Raises UsageError for an unknown balance or a negative seed, UsageTypeError for attention costs that are none.
     """
 
     shuffle: bool = True
@@ -135,6 +182,7 @@ class OrderOptions:
 
     def __post_init__(self) -> None:
         self.plan()
+        _require_at_least(0, "seed", self.seed)
 
     @property
     def shuffle_seed(self) -> int | None:
@@ -166,21 +214,29 @@ class HandlingOptions:
     """Fill every batch to exactly `capacity` tokens, with one sequence that has no targets."""
     num_workers: int = 0
     """Processes that prepare batches; 0: the training process."""
+    tokens_per_step: int | None = None
+    """Tokens of an optimiser step, as accumulate_grad_batches makes them; a resumed run may have another number."""
     tokenizer_workers: int | None = None
     """Processes that tokenise; 0: the main process alone; None: as many as help."""
     cache_dir: Path
     """Folder for tokenised documents."""
+    max_val_documents: int | None = None
+    """Validate on at most so many documents, whole ones, drawn by the seed; None: all. Training leaves out the same
+    documents either way."""
 
     def __post_init__(self) -> None:
         for name in ("num_workers", "tokenizer_workers"):
             _require_at_least(0, name, getattr(self, name))
+        _require_at_least(1, "max_val_documents", self.max_val_documents)
+        _require_at_least(1, "tokens_per_step", self.tokens_per_step)
         if self.empty_documents not in get_args(EmptyDocuments):
             raise UsageError(f"unknown empty_documents {self.empty_documents!r}; available: skip, error")
 
 
 @dataclass(frozen=True, kw_only=True)
 class DataOptions:
-    """All options of a data module. Raises UsageError for options that do not go together."""
+    """All options of a data module. Raises UsageError for options that do not go together, and for files that they name
+    and that cannot be read."""
 
     sources: SourceOptions
     documents: DocumentOptions
@@ -191,11 +247,20 @@ class DataOptions:
     def __post_init__(self) -> None:
         source, fraction = self.sources.train, self.documents.val_fraction
         check_options(self.packs.strategy, self.packs.capacity, self.packs.buffer, self.handling.long_documents)
-        if source.streaming and self.packs.embeddings is not None:
+        if self.packs.embeddings is not None:
+            if source.streaming:
+                raise UsageError(
+                    f"embeddings={self.packs.embeddings!r} name rows of a source that is read whole; {source} is "
+                    "streamed"
+                )
+            open_embeddings(self.packs.embeddings)
+        if self.sources.chat_template is not None:
+            ChatTemplate.of(self.documents.tokenizer, self.sources.chat_template)
+        if self.handling.tokens_per_step is not None and self.packs.strategy == "single":
             raise UsageError(
-                f"embeddings={self.packs.embeddings!r} name rows of a source that is read whole; {source} is streamed"
+                "tokens_per_step counts full packs, and strategy 'single' makes none; leave one of them out"
             )
-        if not fraction or self.sources.val is not None:
+        if not fraction or not self.sources.hold_out:
             return
         if source.repeats_documents:
             raise UsageError(

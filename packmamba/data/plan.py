@@ -105,6 +105,23 @@ def packs_after(num_packs: int, done: int, micro_steps: int, options: PlanOption
     return min(packs_of_epoch(num_packs, options), done + complete * options.world_size), micro_steps - complete
 
 
+def accumulation_for(tokens: int, capacity: int, world_size: int) -> int:
+    """A, the micro-batches of an optimiser step of about so many tokens, where packs are full.
+
+    Raises UsageError where no number of micro-batches comes within a twentieth of it, naming the nearest numbers.
+    """
+    micro_step = capacity * world_size
+    below = tokens // micro_step
+    nearest = max(1, round(tokens / micro_step))
+    if abs(nearest * micro_step - tokens) > 0.05 * tokens:
+        near = [f"{count * micro_step:,}" for count in (below, below + 1) if count]
+        raise UsageError(
+            f"tokens_per_step {tokens:,} is no multiple, not even nearly, of the {micro_step:,} tokens of a micro-step "
+            f"(capacity {capacity:,} x {world_size} ranks); nearest: {' or '.join(near)}"
+        )
+    return nearest
+
+
 def plan_epoch(packs: Packs, epoch: int | tuple[int, ...], options: PlanOptions, done: int = 0) -> EpochPlan:
     """The plan of one epoch, from the first pack of its order that is not done. The same on every rank.
 

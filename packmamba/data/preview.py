@@ -163,6 +163,7 @@ def _tokenise(options: DataOptions, dataset: Dataset, folder: Path) -> Corpus:
             options.documents.tokenizer,
             folder,
             chat_template=options.sources.chat_template,
+            train_on=options.documents.train_on,
             workers=0,
         )
     except RowError as error:
@@ -240,16 +241,17 @@ def _epoch(
     if total is not None and _are_tokenised(options):
         data.setup("fit")
         documents, packs = data.documents("train"), data.packs("train")
-        validated = data.splits.open("val")
-        held_out = 0 if validated is None else validated.rows.size
+        validated = (data.splits.open(split) for split in options.sources.validation)
+        held_out = sum(documents.rows.size for documents in validated if documents is not None)
         return _described(packs, documents.lengths, documents.rows.size, plan, is_exact=True), held_out
     kept: float | None = None
-    held_out = None if options.sources.val is not None else 0
+    held_out = 0 if options.sources.hold_out else None
     if total is not None:
         kept = total * sample.rows.size / sampled
-        if options.sources.val is None and options.documents.val_fraction:
+        if options.sources.hold_out and options.documents.val_fraction:
             held_out = max(1, round(options.documents.val_fraction * kept))
             kept -= held_out
+            held_out = min(held_out, options.handling.max_val_documents or held_out)
     drawn = min(_RESAMPLED, _RESAMPLED if kept is None else max(1, round(kept)))
     lengths = np.random.default_rng(0).choice(sample.lengths, drawn)
     drawn_packs = pack(
@@ -264,12 +266,13 @@ def _epoch(
 def _are_tokenised(options: DataOptions) -> bool:
     """Whether all documents of training and validation are in the cache."""
     handling, sources = options.handling, options.sources
-    for source in filter(None, (sources.train, sources.val)):
+    for source in filter(None, map(sources.own, ("train", *sources.validation))):
         dataset, most = source.load(handling.cache_dir), options.documents.max_documents
         if most is not None and len(dataset) > most:
             dataset = dataset.select(range(most))
-        tokenizer, template = options.documents.tokenizer, sources.chat_template
-        if not is_tokenised(dataset, tokenizer, handling.cache_dir, chat_template=template):
+        documents = options.documents
+        how = {"chat_template": sources.chat_template, "train_on": documents.train_on}
+        if not is_tokenised(dataset, documents.tokenizer, handling.cache_dir, **how):
             return False
     return True
 

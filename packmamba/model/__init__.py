@@ -11,7 +11,7 @@ from packmamba.model.loss import linear_cross_entropy
 from packmamba.model.mixers.attention import AttentionMixer
 from packmamba.model.mixers.mamba1 import Mamba1Mixer
 from packmamba.model.mixers.mlp import GatedMLP
-from packmamba.model.parameter_groups import no_decay_parameters, parameter_groups
+from packmamba.model.parameter_groups import hidden_matrices, no_decay_parameters, parameter_groups
 
 __all__ = [
     "AttentionMixer",
@@ -23,6 +23,7 @@ __all__ = [
     "attention_costs",
     "check_token_ids",
     "forward_flops",
+    "hidden_matrices",
     "linear_cross_entropy",
     "no_decay_parameters",
     "parameter_groups",

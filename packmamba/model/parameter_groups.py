@@ -1,10 +1,10 @@
-"""Which parameters weight decay may touch, and the optimiser's groups made from that."""
+"""Which parameters weight decay may touch, and the optimiser's groups made from that; which are hidden matrices."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from packmamba.model.layers import OutputHead, TokenEmbedding
 
@@ -44,3 +44,15 @@ def parameter_groups(model: nn.Module, *, weight_decay: float, decay_embeddings:
             (kept if name in excluded else decayed).append(parameter)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": kept, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def hidden_matrices(model: nn.Module) -> list[Tensor]:
+    """The trainable matrices of hidden layers: projections, but neither the embedding nor the output head, no
+    convolution (three dimensions), and nothing in a module class's `no_decay` (A_log)."""
+    return [
+        parameter
+        for module in model.modules()
+        if not isinstance(module, TokenEmbedding | OutputHead)
+        for name, parameter in module.named_parameters(recurse=False)
+        if parameter.ndim == 2 and parameter.requires_grad and name not in getattr(module, "no_decay", ())
+    ]

@@ -1,4 +1,4 @@
-"""Callbacks: the progress bar, the best and the last checkpoint, the predictions' file."""
+"""Callbacks: the progress bar, the predictions' file; and by their older path, the best and the last checkpoint."""
 
 from __future__ import annotations
 
@@ -8,51 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.utilities import rank_zero_only
 
 from packmamba.errors import usage_of
-from packmamba.training.lightning_compat import save_checkpoint_now
+from packmamba.training.checkpoints import BestCheckpoint, LastCheckpoint
 from packmamba.training.lit import LitHybridLM
 from packmamba.training.progress import PackedProgressBar
+from packmamba.training.validation import FinalValidation
 
-
-class LastCheckpoint(ModelCheckpoint):
-    """`last.ckpt`: the newest state, written after every validation, every so many steps, and when training ends.
-
-    Lightning's `save_last` writes only where another checkpoint was written too, so that with a monitored metric the
-    last steps of a run that does not improve are lost.
-    """
-
-    def __init__(
-        self, every_n_train_steps: int | None = None, save_on_exception: bool = False, filename: str = "last"
-    ) -> None:
-        """A checkpoint that is overwritten in place, in the run's folder.
-
-        Args:
-            every_n_train_steps: Write it every so many optimiser steps, instead of after every validation.
-            save_on_exception: Write it also when training fails or is interrupted.
-            filename: Its name, without `.ckpt`.
-        """
-        super().__init__(
-            filename=filename, every_n_train_steps=every_n_train_steps, save_on_exception=save_on_exception
-        )
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        save_checkpoint_now(self, trainer)
-
-
-class BestCheckpoint(ModelCheckpoint):
-    """`best.ckpt`: the state with the lowest validation loss so far."""
-
-    def __init__(self, monitor: str = "val/loss", filename: str = "best") -> None:
-        """A checkpoint of the best validation so far, in the run's folder.
-
-        Args:
-            monitor: The logged number that is best when lowest.
-            filename: Its name, without `.ckpt`.
-        """
-        super().__init__(filename=filename, monitor=monitor)
+__all__ = ["BestCheckpoint", "LastCheckpoint", "PackedProgressBar", "PredictionWriter", "default_callbacks"]
 
 
 class PredictionWriter(Callback):
@@ -83,5 +47,6 @@ class PredictionWriter(Callback):
 
 
 def default_callbacks() -> list[Callback]:
-    """The callbacks that `packmamba fit` adds to every run: a progress bar, `best.ckpt` and `last.ckpt`."""
-    return [PackedProgressBar(), BestCheckpoint(), LastCheckpoint()]
+    """The callbacks that `packmamba fit` adds to every run: a progress bar, validation when training ends, `best.ckpt`
+    and `last.ckpt`."""
+    return [PackedProgressBar(), FinalValidation(), BestCheckpoint(), LastCheckpoint()]

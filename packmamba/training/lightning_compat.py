@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import logging
 import math
+import os
+import signal
 import warnings
 from typing import Any
 
 import torch
 from lightning.fabric.utilities.data import sized_len
 from lightning.pytorch import LightningModule
-from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import ModelCheckpoint, RichProgressBar, WeightAveraging
 from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
 from torch import Tensor
 
@@ -78,6 +82,33 @@ def begin_next_epoch(trainer: Any, total: int) -> None:
     fit_loop.epoch_loop.restarting = False
 
 
+# Validation when training ends.
+
+
+def training_ends(trainer: Any) -> bool:
+    """Whether the epoch that ends, in `on_train_epoch_end`, is the last."""
+    fit_loop, max_epochs = trainer.fit_loop, trainer.max_epochs
+    by_epochs = max_epochs not in (None, -1) and fit_loop.epoch_progress.current.processed >= max_epochs
+    by_steps = trainer.max_steps != -1 and trainer.global_step >= trainer.max_steps
+    by_request = trainer.should_stop and fit_loop._can_stop_early
+    return not trainer.received_sigterm and bool(by_epochs or by_steps or by_request)
+
+
+def count_logged_step(trainer: Any, steps: int) -> None:
+    """Moves the number of the step under which Lightning logs."""
+    trainer.fit_loop.epoch_loop._batches_that_stepped += steps
+
+
+def validate_now(trainer: Any) -> None:
+    """Runs validation, in `on_train_epoch_end`, as Lightning does after a batch."""
+    first_loop_iter = trainer._logger_connector._first_loop_iter
+    trainer.validating = True
+    trainer.lightning_module.on_validation_model_zero_grad()
+    trainer.fit_loop.epoch_loop.val_loop.run()
+    trainer.training = True
+    trainer._logger_connector._first_loop_iter = first_loop_iter
+
+
 # The Trainer's connectors: attributes that it has, but does not document or annotate.
 
 
@@ -127,6 +158,17 @@ def scales_gradients(trainer: Any) -> bool:
     return getattr(trainer.precision_plugin, "scaler", None) is not None
 
 
+def gradient_scale(trainer: Any) -> float | None:
+    """What losses are multiplied with before their backward (`16-mixed`), or None. Waits for the device."""
+    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    return None if scaler is None else scaler.get_scale()
+
+
+def more_batches_follow(trainer: Any) -> bool:
+    """Whether the optimiser step takes another micro-batch after the one at hand."""
+    return trainer.accumulate_grad_batches > 1 and trainer.fit_loop._should_accumulate()
+
+
 def clip_gradients(
     module: LightningModule,
     optimizer: torch.optim.Optimizer,
@@ -168,6 +210,83 @@ def save_checkpoint_now(callback: ModelCheckpoint, trainer: Any) -> None:
         callback._save_topk_checkpoint(trainer, callback._monitor_candidates(trainer))
 
 
+def loops_of(trainer: Any) -> dict[str, Any]:
+    """Lightning's counters of a fit, as a checkpoint that is saved now would hold them."""
+    return trainer.fit_loop.state_dict()
+
+
+def loops_before_validation(trainer: Any) -> dict[str, Any]:
+    """The same during a validation, which a resumed run begins again: Lightning would go on in its middle."""
+    loops = trainer.fit_loop.state_dict()
+    counters = loops["epoch_loop.val_loop.batch_progress"]
+    for name in ("total", "current"):
+        counters[name] = dict.fromkeys(counters[name], 0)
+    # It tells that validation was interrupted by a batch that has been started and not processed.
+    counters["total"] |= {"ready": 1, "started": 1}
+    counters["is_last_batch"] = False
+    return loops
+
+
+def can_save_alone(trainer: Any) -> bool:
+    """Whether this rank can save without the others: rank 0 of those that hold all weights and all optimiser states."""
+    whole = isinstance(trainer.strategy, DDPStrategy) and not any(
+        hasattr(optimizer, "consolidate_state_dict") for optimizer in trainer.optimizers
+    )
+    return whole and trainer.is_global_zero
+
+
+def save_checkpoint_with(trainer: Any, path: str, loops: dict[str, Any], *, swapped: bool, together: bool) -> None:
+    """Saves the present weights with the counters `loops`, those of an earlier moment since the last optimiser step.
+
+    swapped: whether a validation is going on, for which Lightning's callbacks of averaged weights put these into the
+    model. together: whether every rank calls this; else this one does, and does not wait for the others.
+    """
+    for callback in trainer.callbacks if swapped else ():
+        if isinstance(callback, WeightAveraging) and callback._average_model is not None:
+            callback._swap_models(trainer.lightning_module)
+    checkpoint = trainer._checkpoint_connector.dump_checkpoint(weights_only=False)
+    checkpoint["epoch"] = loops["epoch_progress"]["current"]["processed"]
+    checkpoint["loops"]["fit_loop"] = loops
+    trainer.strategy.save_checkpoint(checkpoint, path)
+    if together:
+        trainer.strategy.barrier("save_checkpoint_with")
+
+
+def agreed_maximum(trainer: Any, number: int) -> int:
+    """The largest number that a rank has named; every rank has to call it. On one rank, it costs nothing; on several,
+    one more exchange beside the one that Lightning makes before each batch."""
+    if trainer.world_size == 1:
+        return number
+    numbers = torch.tensor(number, device=trainer.strategy.root_device)
+    return int(trainer.strategy.reduce(numbers, reduce_op="max"))
+
+
+def restores_handlers(trainer: Any, handlers: dict[int, Any]) -> None:
+    """Has the Trainer leave these signal handlers when it ends, not those that it found when it began to run."""
+    trainer._signal_connector._original_handlers.update(handlers)
+
+
+def end_other_ranks(trainer: Any) -> None:
+    """Ends the processes that this one has started as ranks: its equals, which may wait for it for ever, or those that
+    train while it waits (`ddp_spawn`), which save before they end."""
+    launcher = trainer.strategy.launcher
+    if isinstance(launcher, _SubprocessScriptLauncher):
+        launcher.kill(signal.SIGKILL)
+    elif isinstance(launcher, _MultiProcessingLauncher):
+        launcher.kill(signal.SIGTERM)
+
+
+def newest_checkpoint(trainer: Any) -> str | None:
+    """The checkpoint that this run saved last, or else the one that it began with; None if there is neither."""
+    saved = [
+        path
+        for callback in trainer.checkpoint_callbacks
+        for path in (callback._last_checkpoint_saved, callback.last_model_path, callback.best_model_path)
+        if path and os.path.exists(path)
+    ]
+    return max(saved, key=os.path.getmtime, default=trainer.ckpt_path)
+
+
 class StepProgressBar(RichProgressBar):
     """Lightning's rich progress bar, ending where `max_steps` ends and naming the epoch alone."""
 
@@ -190,12 +309,20 @@ class StepProgressBar(RichProgressBar):
 
 
 def expect_hooks_of_module() -> None:
-    """Hides the warning that the module's batch hooks are used though there is a data module: that is wanted."""
+    """Hides the warnings that the module's batch hooks are used though there is a data module, and that averaged
+    weights are not sharded: both are wanted."""
+    warnings.filterwarnings("ignore", message="You're using the WeightAveraging callback with a model that overrides")
     for hook in ("on_before_batch_transfer", "transfer_batch_to_device"):
         warnings.filterwarnings("ignore", message=f"You have overridden `{hook}` in `LightningModule`")
 
 
-_UNWANTED = ("litlogger", "TPU available: False", "HPU available: False", "Loaded model weights from the checkpoint")
+_UNWANTED = (
+    "litlogger",
+    "TPU available: False",
+    "HPU available: False",
+    "Loaded model weights from the checkpoint",
+    "Detected KeyboardInterrupt",
+)
 
 
 def _concerns_users(record: logging.LogRecord) -> bool:
@@ -204,7 +331,8 @@ def _concerns_users(record: logging.LogRecord) -> bool:
 
 def quiet_commands(*, saves: bool) -> None:
     """Hides messages that Lightning prints at every start of a command. saves: whether it writes checkpoints."""
-    # An advertisement for another logger; hardware that is not there; the second line on the same checkpoint.
+    # An advertisement for another logger; hardware that is not there; the second line on the same checkpoint; what
+    # LastCheckpoint says better.
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(_concerns_users)
     warnings.filterwarnings("ignore", message=".*LeafSpec", module="lightning")  # its own use of torch

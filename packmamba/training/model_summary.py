@@ -95,13 +95,12 @@ def describe_model(lit: LitHybridLM, *, capacity: int | None, precision: str | N
 
 def optimizer_name(lit: LitHybridLM) -> str:
     """The class of the optimiser."""
-    return type(getattr(lit, "optimizer", None) or torch.optim.AdamW([torch.zeros(1)])).__name__
+    return type(lit.optimizer).__name__
 
 
 def describe_schedule(lit: LitHybridLM, last_step: int | None) -> str:
     """The learning rate and the rest of the optimiser in a sentence. last_step: the Trainer's; None: unknown."""
-    schedule = getattr(lit, "schedule", None)
-    name = "Cosine" if schedule is None else type(schedule).__name__
+    name = type(lit.schedule).__name__
     peak, end = lit.learning_rate, lit.decay_steps or last_step
     rises = f"rises to {peak:.1e} in {lit.warmup_steps} steps" if lit.warmup_steps else f"begins at {peak:.1e}"
     then = DECAYS.get(name, "then does what {name} says").format(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -12,10 +13,16 @@ import pytest
 @pytest.fixture
 def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with a small corpus and a configuration that trains a tiny model on it; the working directory."""
-    yaml = pytest.importorskip("yaml")  # here, so that GPU tests are collected where it is missing
     monkeypatch.chdir(tmp_path)
+    make_project(tmp_path)
+    return tmp_path
+
+
+def make_project(folder: Path) -> dict[str, Any]:
+    """Writes the corpus and the configuration into a folder, and returns the configuration."""
+    yaml = pytest.importorskip("yaml")  # here, so that GPU tests are collected where it is missing
     texts = [f"document {i} " + "abc " * (i % 7) for i in range(40)]
-    Path("docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    (folder / "docs.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
     config = {
         "name": "tiny",
         "model": {
@@ -26,7 +33,7 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "source": {"class_path": "packmamba.data.sources.Files", "init_args": {"paths": ["docs.jsonl"]}},
             "capacity": 64,
             "val_fraction": 0.2,
-            "cache_dir": str(tmp_path / "cache"),
+            "cache_dir": str(folder / "cache"),
         },
         "trainer": {
             "accelerator": "cpu",
@@ -38,10 +45,8 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             "val_check_interval": 2,
         },
     }
-    Path("config.yaml").write_text(yaml.safe_dump(config))
-    Path("broken.yaml").write_text("model: [1,\n  trainer: }")
-    Path("binary.yaml").write_bytes(b"\xff\xfe\x00")
-    return tmp_path
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    return config
 
 
 @pytest.fixture(autouse=True)

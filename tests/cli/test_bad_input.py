@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 import os
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
+import torch
 
 from packmamba import cli
 from packmamba.errors import CannotRunError, MissingFileError, MissingPackageError, UsageError, UsageTypeError
-from tests.option_table import refusals
+from tests.cli.bad_inputs import CHECKPOINTS, FIT_DATA, FIT_FILES, FIT_MODEL, FIT_TRAINER, OTHERS
+from tests.cli.conftest import make_project
 
 INPUT_ERRORS = [UsageError, UsageTypeError, MissingFileError, MissingPackageError, CannotRunError]
 
@@ -22,86 +27,110 @@ def run(*arguments: str) -> int:
     return cli.main(list(arguments))
 
 
-BAD_INPUT = """
-    unknown layer symbol | --model.config.layer_pattern '1*x' \
-    | error: layer_pattern '1*x': unknown symbol 'x' at index 2; available: '1' (mamba1), '*' (attention), '-' (mlp)
-    reserved layer symbol | --model.config.layer_pattern 12 | symbol '2' at index 1 stands for mamba2
-    empty pattern | --model.config.layer_pattern '' | layer_pattern is empty
-    heads not divisible | --model.config.attention.num_heads 5 \
-    | d_model (32) is not divisible by attention.num_heads (5)
-    key/value heads not divisible | --model.config.attention.num_heads 4 --model.config.attention.num_kv_heads 3 \
-    | attention.num_heads (4) is not divisible by attention.num_kv_heads (3)
-    capacity below 1 | --data.capacity 0 | capacity must be at least 1, got 0
-    missing file | --data.source.init_args.paths '[nothing.jsonl]' | no file matches 'nothing.jsonl'
-    missing column | --data.source.init_args.column body | has no column 'body'; its columns: text
-    missing configuration file | --config nothing.yaml | File does not exist: 'nothing.yaml'
-    missing checkpoint | --ckpt_path nothing.ckpt | ckpt_path 'nothing.ckpt' does not exist
-    vocabulary too small | --model.config.vocab_size 200 \
-    | the data's vocabulary has 258 tokens, but the model's vocab_size is 200; set model.config.vocab_size
-    no last step | --trainer.max_steps -1 | give trainer.max_steps or trainer.max_epochs
-    learning rate of zero | --model.learning_rate 0 | learning_rate must be more than 0, got 0.0
-    not a number | --model.config.d_model abc | "model.config.d_model": Expected a <class 'int'>
-    unknown option | --model.depth 3 | --model.depth
-    name of no configuration | --config quikstart | ; did you mean 'quickstart'?
-    file that is no checkpoint | --ckpt_path config.yaml | ckpt_path 'config.yaml' is not a checkpoint
-    file that is no text | --config binary.yaml | cannot read 'binary.yaml': 'utf-8' codec
-    file that is no YAML | --config broken.yaml | broken.yaml
-    unknown accelerator | --trainer.accelerator tpux | tpux
-    options that contradict each other | --trainer.fast_dev_run -1 \
-    | error: trainer: fast_dev_run=-1 is not a valid configuration
-    validation after more batches than there are | --trainer.val_check_interval 1000 \
-    | `val_check_interval` (1000) must be less than or equal to the number of the training batches
-    logger of a package that is not installed | --trainer.logger lightning.pytorch.loggers.WandbLogger | wandb
-    no file to validate on | --data.val_source '{class_path: packmamba.data.sources.Files, init_args: {paths: []}}' \
-    | error: Files.paths is empty; name at least one file
-    folder of logs that is a file | --trainer.default_root_dir docs.jsonl \
-    | --trainer.default_root_dir: 'docs.jsonl' File exists
-    folder of the cache that is a file | --data.cache_dir docs.jsonl | --data.cache_dir: 'docs.jsonl' File exists
-"""
+CONFUSING = (
+    "Traceback",
+    "<class ",
+    "typing.",
+    "jsonargparse",
+    "Union",
+    "Errors:",
+    "compute_fn",
+    "class_path",
+    "Parser key",
+)
+"""Words of Python and of a parser, which no message has."""
+
+LONGEST = 340
+"""Characters of a message; those that list everything that would do are the longest."""
 
 
-def assert_refused(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:
-    capsys.readouterr()
-    assert run("fit", "--config", "config.yaml", *options) == 2
-    error = capsys.readouterr().err
-    assert "packmamba: error: " in error
-    assert message in error
-    assert "Traceback" not in error
-    assert len(error.splitlines()) < 12
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A project, a checkpoint of it, and files that are no configuration, no checkpoint, or damaged ones."""
+    yaml = pytest.importorskip("yaml")
+    folder = tmp_path_factory.mktemp("project")
+    config = make_project(folder)
+    (folder / "folder").mkdir()
+    for name, text in {
+        "broken.yaml": "model: [1,\n  trainer: }",
+        "tab.yaml": "model:\n\tconfig: 3\n",
+        "alias.yaml": "layer_pattern: *1*1\n",
+        "empty.yaml": "",
+        "list.yaml": "- 1\n- 2\n",
+        "unquoted.yaml": yaml.safe_dump(config).replace("layer_pattern: 1*-", "layer_pattern: 1111"),
+        "template.jinja": "{{ messages }}",
+        "single.jsonl": '{"text": "a"}\n' * 10,
+        "typo.yaml": yaml.safe_dump(config | {"data": config["data"] | {"capasity": 64}}),
+        "typo_top.yaml": yaml.safe_dump(config | {"modle": 3}),
+        "typo_field.yaml": yaml.safe_dump(config | {"model": {"config": config["model"]["config"] | {"d_modle": 32}}}),
+        "empty.ckpt": "",
+    }.items():
+        (folder / name).write_text(text)
+    (folder / "binary.yaml").write_bytes(b"\xff\xfe\x00")
+    (folder / "bad.npy").write_bytes(b"1 2 3")
+    np.save(folder / "good.npy", np.ones((40, 3)))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        assert run("fit", "--config", "config.yaml", "--trainer.max_steps", "1") == 0
+    checkpoint = folder / "runs" / "tiny" / "version_0" / "checkpoints" / "last.ckpt"
+    whole = checkpoint.read_bytes()
+    (folder / "cut.ckpt").write_bytes(whole[: len(whole) // 2])
+    middle = len(whole) // 2
+    (folder / "flipped.ckpt").write_bytes(whole[: middle - 2000] + bytes(2000) + whole[middle:])
+    torch.save({"a": 1}, folder / "foreign.ckpt")
+    torch.save({"pytorch-lightning_version": "2.6.0", "hyper_parameters": {}, "state_dict": {}}, folder / "other.ckpt")
+    (folder / "good.ckpt").write_bytes(whole)
+    return folder
+
+
+def rows(table: str, before: Sequence[str] = (), slow: bool = False) -> list[Any]:
+    """Parameters (arguments, words) of a table of bad inputs. before: the arguments that each begins with. slow:
+    whether they are many that take a second each."""
+    marks = [pytest.mark.slow] if slow else []
+    cells = [line.rsplit(" | ", 1) for line in table.strip().splitlines()]
+    return [
+        pytest.param(
+            [*before, *shlex.split(line)], [part.strip() for part in words.split(" & ")], id=line.strip(), marks=marks
+        )
+        for line, words in cells
+    ]
+
+
+FIT = ("fit", "--config", "config.yaml")
+BAD_INPUT = [
+    *rows(FIT_MODEL, FIT),
+    *rows(FIT_TRAINER, FIT, slow=True),
+    *rows(FIT_DATA, FIT, slow=True),
+    *(row for table in (FIT_FILES, CHECKPOINTS, OTHERS) for row in rows(table)),
+]
 
 
 class TestBadInput:
-    @pytest.mark.parametrize(("options", "message"), refusals(BAD_INPUT))
-    def test_is_a_short_message_and_exit_code_2(
-        self, options: list[str], message: str, project: Path, capsys: pytest.CaptureFixture[str]
+    def test_there_are_rows_for_every_command(self) -> None:
+        commands = [row.values[0][0] for row in BAD_INPUT]
+        assert len(commands) >= 120
+        assert set(cli.COMMANDS) <= set(commands)
+
+    @pytest.mark.parametrize(("arguments", "words"), BAD_INPUT)
+    def test_is_one_line_that_names_what_is_wrong_and_what_would_do(
+        self,
+        arguments: list[str],
+        words: list[str],
+        files: Path,
+        capsys: pytest.CaptureFixture[str],
+        monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        assert_refused(options, message, capsys)
-
-    def test_a_checkpoint_of_another_configuration(self, project: Path, capsys: pytest.CaptureFixture[str]) -> None:
-        assert run("fit", "--config", "config.yaml", "--trainer.max_steps", "1") == 0
-        options = ["--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt", "--model.config.d_model", "64"]
-        message = "another model configuration: d_model: 32 in the checkpoint, 64 in this run"
-        assert_refused(options, message, capsys)
-
-    def test_without_a_model_the_configurations_are_named(self, capsys: pytest.CaptureFixture[str]) -> None:
-        assert run("fit", "--trainer.max_steps", "3") == 2
-        assert "no model is given: name a configuration, --config FILE, or one of hyb" in capsys.readouterr().err
-
-    @pytest.mark.parametrize(
-        ("pattern", "message"),
-        [
-            ("1111", 'Got value: 1111; a pattern of digits is a number in YAML: quote it, layer_pattern: "1111"'),
-            ("*1*1", "a value that begins with * is an alias in YAML: quote it"),
-        ],
-    )
-    def test_an_unquoted_layer_pattern_says_to_quote_it(
-        self, pattern: str, message: str, project: Path, capsys: pytest.CaptureFixture[str]
-    ) -> None:
-        text = Path("config.yaml").read_text().replace("layer_pattern: 1*-", f"layer_pattern: {pattern}")
-        assert pattern in text
-        Path("unquoted.yaml").write_text(text)
-        assert run("fit", "--config", "unquoted.yaml") == 2
-        assert message in capsys.readouterr().err
+        monkeypatch.chdir(files)
+        capsys.readouterr()
+        assert run(*arguments) == 2
+        out, error = capsys.readouterr()
+        assert out == ""
+        message, *hint = error.splitlines()
+        assert message.startswith("packmamba: error: ")
+        assert hint in ([], ["(--traceback shows where this was found)"])
+        assert not [word for word in words if word not in message], message
+        assert not [word for word in CONFUSING if word in error], error
+        assert len(message) <= LONGEST, message
 
     @pytest.mark.slow
     def test_a_hub_dataset_without_a_network_names_the_offline_default(self, project: Path) -> None:
@@ -147,7 +176,7 @@ class TestBugsStayLoud:
             arguments.append(switch)
         else:
             monkeypatch.setenv(switch, "1")
-        with pytest.raises(ValueError, match="capacity must be at least 1"):
+        with pytest.raises(ValueError, match="capacity must be from 2 tokens"):
             run(*arguments)
 
     def test_an_error_nobody_raised_on_purpose_is_not_shortened(

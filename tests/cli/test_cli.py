@@ -205,3 +205,48 @@ class TestRuns:
         text = " ".join(capsys.readouterr().out.split())
         for words in ("N, the size of each channel's state.", "Tokens a pack can hold.", "AdamW's peak learning rate."):
             assert words in text, words
+
+
+class TestEvaluation:
+    """What an evaluation says of its weights and its data; what it refuses is in `bad_inputs.py`."""
+
+    @pytest.fixture
+    def said(self, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+        """The lines that the commands log."""
+        said: list[str] = []
+        for module in ("cli.fit", "cli.checks", "data.datamodule", "data.documents"):
+            monkeypatch.setattr(f"packmamba.{module}.rank_zero_info", said.append)
+        return said
+
+    @pytest.mark.slow
+    def test_it_says_what_is_not_as_the_checkpoint_knows_it(self, project: Path, said: list[str]) -> None:
+        assert run("fit", "--config", "config.yaml", "--trainer.max_steps", "1") == 0
+        checkpoint = ["--config", "config.yaml", "--ckpt_path", "runs/tiny/version_0/checkpoints/last.ckpt"]
+        said.clear()
+        assert run("validate", *checkpoint) == 0
+        assert [line for line in said if "packs of" not in line] == []
+        for command, options, line in (
+            (
+                "validate",
+                ["--data.capacity", "32"],
+                "long documents are cut at other places: data.capacity was 64 and is",
+            ),
+            ("validate", ["--data.seed", "3", "--allow_other_data"], "data.seed was 0 and is 3"),
+            ("test", [], "test: there is no data.test_source; these are the validation documents, 0.2 of data.source"),
+            ("predict", [], "predict: there is no data.predict_source; these are the validation documents"),
+            ("validate", ["--trainer.limit_val_batches", "1"], "limit_val_batches 1 leaves 2 of 8 documents whole"),
+            ("validate", ["--data.max_val_documents", "3"], "val: 3 of 8 documents, as data.max_val_documents says"),
+        ):
+            said.clear()
+            assert run(command, *checkpoint, *options) == 0
+            assert any(line in entry for entry in said), (line, said)
+
+    def test_random_weights_are_evaluated_where_one_insists(self, project: Path, said: list[str]) -> None:
+        assert run("validate", "--config", "config.yaml", "--untrained") == 0
+        assert "weights: random, as --untrained asks; nothing has been learned" in said
+
+    def test_options_of_a_file_that_do_nothing_are_said(self, project: Path, said: list[str]) -> None:
+        text = Path("config.yaml").read_text().replace("capacity: 64", "capacity: 64\n  buffer: 7")
+        Path("buffer.yaml").write_text(text)
+        assert run("validate", "--config", "buffer.yaml", "--untrained") == 0
+        assert any(line.startswith("data.buffer 7 does nothing") for line in said)

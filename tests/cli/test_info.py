@@ -17,6 +17,7 @@ def test_info_names_the_implementation_of_every_operator_and_backend(capsys: pyt
     expected = (
         f"torch {torch.__version__}",
         "causal_conv1d",
+        "gated_rms_norm",
         "selective_scan",
         "varlen",
         "sdpa",
@@ -30,7 +31,7 @@ def test_info_names_the_implementation_of_every_operator_and_backend(capsys: pyt
 def test_info_as_json_holds_the_same(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["info", "--device", "cpu", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert set(found["operators"]) == {"causal_conv1d", "selective_scan"}
+    assert set(found["operators"]) == {"causal_conv1d", "gated_rms_norm", "selective_scan"}
     assert found["configurations"] == config_names()
     assert found["attention"]["sdpa"] is None
     assert "CUDA" in found["attention"]["varlen"]

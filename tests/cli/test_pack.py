@@ -201,9 +201,18 @@ ERRORS = {
     ),
     "no lengths": (["--lengths", "gone.npy"], "there is no file of lengths 'gone.npy'"),
     "kind of file": (["--lengths", "docs.jsonl"], "a .npy file or a list in a .json file, got 'docs.jsonl'"),
-    "capacity": (["--lengths", "lengths.npy", "--capacity", "0"], "capacity must be at least 1, got 0"),
-    "ranks": (["--lengths", "lengths.npy", "--world_size", "0"], "world_size must be at least 1, got 0"),
-    "documents": (["--distribution", "equal", "--documents", "0"], "num_documents must be at least 1, got 0"),
+    "capacity": (
+        ["--lengths", "lengths.npy", "--capacity", "0"],
+        "--capacity must be a whole number of at least 1, got '0'",
+    ),
+    "ranks": (
+        ["--lengths", "lengths.npy", "--world_size", "0"],
+        "--world_size must be a whole number of at least 1, got '0'",
+    ),
+    "documents": (
+        ["--distribution", "equal", "--documents", "0"],
+        "--documents must be a whole number of at least 1, got '0'",
+    ),
     "documents and lengths": (
         ["--lengths", "lengths.npy", "--documents", "3"],
         "--documents 3 goes with --distribution",
@@ -252,3 +261,10 @@ def test_a_picture_without_matplotlib_names_the_extra(
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     assert run("--lengths", "lengths.npy", "--plot", "packs.png") == 2
     assert "pip install 'packmamba[plots]'" in capsys.readouterr().err
+
+
+def test_the_plan_accumulates_as_tokens_per_step_asks_for() -> None:
+    for options, accumulation in (([], 3), (["--accumulation", "2"], 2)):
+        given = ["--config", "config.yaml", "--world_size", "2", "--data.tokens_per_step", "300", "--json", "p.json"]
+        assert run(*given, *options, "--strategies", "sequential") == 0
+        assert json.loads(Path("p.json").read_text())["plan"]["accumulation"] == accumulation

@@ -52,11 +52,11 @@ def test_the_offline_corpus_is_the_default(capsys: pytest.CaptureFixture[str]) -
     ("options", "message"),
     [
         (["--output", "new", "--vocab_size", "100"], "vocab_size must be at least 260"),
-        (["--output", "new", "--vocab_size", "many"], "\"vocab_size\": Expected a <class 'int'>"),
+        (["--output", "new", "--vocab_size", "many"], "vocab_size must be a whole number, got 'many'"),
         (["--output", "new", "--source.column", "text"], "has no column 'text'; its columns: body"),
         (["--output", "new", "--max_documents", "0"], "--max_documents must be at least 1, got 0"),
         (["--output", "cache"], "'cache' is there already; name a new folder"),
-        ([], "required: train.output"),
+        ([], "--output must be given"),
     ],
 )
 def test_what_cannot_be_trained_says_why(options: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

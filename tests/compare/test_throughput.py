@@ -66,5 +66,6 @@ def test_pictures_are_drawn_from_the_log_and_the_results(tmp_path: Path) -> None
         read_metric(log, "loss")
     plot_loss(log, tmp_path / "loss.png", title="loss")
     plot_throughput(Comparison(CONFIG, documents(), 64).run(1), tmp_path / "bars.png", title="bars")
-    for name in ("loss.png", "bars.png"):
-        assert (tmp_path / name).read_bytes().startswith(b"\x89PNG")
+    for name in ("loss", "bars"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert (tmp_path / f"{name}.svg").exists()

@@ -7,6 +7,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 pytest.importorskip("datasets")
@@ -58,11 +59,12 @@ OTHERS: dict[str, Any] = {
     "max_documents": 9,
     "val_fraction": 0.5,
     "tokenizer": ByteTokenizer(add_bos=True),
+    "train_on": "last_assistant",
     "strategy": "wrapped",
     "capacity": 17,
     "buffer": 3,
     "threshold_filtering": ThresholdFiltering(threshold=0.5),
-    "embeddings": __file__,
+    "embeddings": "embeddings.npy",
     "shuffle": False,
     "seed": 8,
     "balance": "tokens",
@@ -81,8 +83,10 @@ def test_another_value_of_an_option_that_matters_is_another_fingerprint(name: st
         order=OrderOptions(balance="flops"),
         handling=HandlingOptions(cache_dir=tmp_path),
     )
+    np.save(tmp_path / "embeddings.npy", np.ones((2, 3)))
+    other = str(tmp_path / OTHERS[name]) if name == "embeddings" else OTHERS[name]
     group = next(group for group in ("documents", "packs", "order") if hasattr(getattr(options, group), name))
-    changed = replace(options, **{group: replace(getattr(options, group), **{name: OTHERS[name]})})
+    changed = replace(options, **{group: replace(getattr(options, group), **{name: other})})
     assert changed.fingerprint[name] != options.fingerprint[name]
     with pytest.raises(UsageError, match=f"cannot resume.*{name} was"):
         require_same(options.fingerprint, changed.fingerprint)
@@ -119,13 +123,22 @@ def test_a_checkpoint_of_before_the_groups_has_the_fingerprint_of_its_options() 
     ],
 )
 def test_the_one_cost_of_attention_of_old_checkpoints_is_translated(old: dict[str, Any], new: Any) -> None:
-    assert translated({"seed": 1} | old) == {"seed": 1, "attention_costs": new}
-    assert translated({"seed": 1, "attention_costs": new}) == {"seed": 1, "attention_costs": new}
+    today = {"seed": 1, "attention_costs": new, "train_on": "all_assistant"}
+    assert translated({"seed": 1} | old) == today
+    assert translated({"seed": 1, "attention_costs": new}) == today
+    assert translated(today | {"train_on": "last_assistant"}) == today | {"train_on": "last_assistant"}
 
 
 def test_costs_of_another_type_and_missing_files_are_usage_errors() -> None:
     with pytest.raises(UsageTypeError, match=r"must hold values of type AttentionCost, got 0\.5"):
         PackedDataModule(attention_costs=[0.5])  # type: ignore[list-item]
-    module = PackedDataModule(strategy="threshold_filtering", embeddings="nowhere.npy")
-    with pytest.raises(UsageError, match=r"there is no file 'nowhere.npy'"):
-        _ = module.options.fingerprint
+    with pytest.raises(UsageError, match=r"embeddings 'nowhere.npy': there is no such file"):
+        PackedDataModule(strategy="threshold_filtering", embeddings="nowhere.npy")
+    with pytest.raises(UsageError, match=r"there is no chat template 'nowhere.jinja'"):
+        PackedDataModule(chat_template="nowhere.jinja")
+
+
+@pytest.mark.parametrize("capacity", [1, 0, -1, 2**31])
+def test_packs_that_hold_no_target_or_too_many_tokens_are_refused(capacity: int) -> None:
+    with pytest.raises(UsageError, match=f"capacity must be from 2 tokens.*2,147,483,647, got {capacity:,}"):
+        PackedDataModule(capacity=capacity)

@@ -33,6 +33,8 @@ DIFFERENT = {
     "there or not": (x(4), None),
     "a string": ("silu", "relu"),
     "a flag": (True, False),
+    "a number": (3, 4),
+    "a flag and a number": (True, 1),
     "documents of a schedule": (schedule_of(0, 4), schedule_of(0, 2, 4)),
     "tokens of a schedule": (schedule_of(0, 4), schedule_of(0, 5)),
     "device of a schedule": (schedule_of(0, 4), schedule_of(0, 4).to("meta")),
@@ -61,7 +63,7 @@ def test_every_check_has_its_own_signatures():
     assert first.calls == second.calls == 1
 
 
-@pytest.mark.parametrize("other", [3, [1.0], object()], ids=["int", "list", "object"])
+@pytest.mark.parametrize("other", [[1.0], object()], ids=["list", "object"])
 def test_arguments_of_other_types_are_checked_every_time(other):
     check = Check()
     for _ in range(2):

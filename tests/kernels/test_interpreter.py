@@ -19,6 +19,7 @@ from tests.support import DEVICE
 
 MODULES = {
     "causal_conv1d/test_causal_conv1d.py": 50,
+    "gated_rms_norm/test_gated_rms_norm.py": 40,
     "selective_scan/test_kernels.py": 30,
     "selective_scan/test_layout.py": 20,
     "selective_scan/test_production.py": 3,

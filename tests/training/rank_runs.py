@@ -14,6 +14,7 @@ import torch
 from packmamba.config import AttentionConfig, ModelConfig
 from packmamba.data import PackedDataModule
 from packmamba.data.sources import Files
+from packmamba.errors import NonFiniteError
 from packmamba.training.lit import LitHybridLM
 
 SERVER = multiprocessing.get_context("forkserver")
@@ -24,8 +25,8 @@ CONFIG = ModelConfig(layer_pattern="1-*", d_model=16, vocab_size=258, attention=
 class Kept(LitHybridLM):
     """Keeps what the ranks share, and what this one was given."""
 
-    def __init__(self, folder: Path) -> None:
-        super().__init__(CONFIG, learning_rate=1e-2, warmup_steps=2)
+    def __init__(self, folder: Path, on_nonfinite: str = "stop") -> None:
+        super().__init__(CONFIG, learning_rate=1e-2, warmup_steps=2, on_nonfinite=on_nonfinite)  # type: ignore[arg-type]
         self.folder = folder
         self.gradients: list[torch.Tensor] = []
         self.losses: list[float] = []
@@ -50,6 +51,27 @@ class Kept(LitHybridLM):
         torch.save(kept | {"weights": self.state_dict()}, self.folder / f"rank{self.global_rank}.pt")
 
 
+class Poisoned(Kept):
+    """The last rank's loss of step 3 is NaN."""
+
+    def training_step(self, batch, batch_idx: int) -> torch.Tensor:
+        assert self.model is not None
+        if self.global_rank == self.trainer.world_size - 1 and self.trainer.global_step == 3:
+            loss = type(self.model).loss
+            self.model.loss = lambda *args, **kwargs: loss(self.model, *args, **kwargs) * float("nan")  # type: ignore[method-assign]
+        elif "loss" in vars(self.model):
+            del self.model.loss
+        return super().training_step(batch, batch_idx)
+
+    def configure_gradient_clipping(self, *args, **kwargs) -> None:
+        try:
+            super().configure_gradient_clipping(*args, **kwargs)
+        except NonFiniteError as error:
+            (self.folder / f"rank{self.global_rank}.txt").write_text(str(error))
+            torch.distributed.barrier()  # the first process that ends has the others killed
+            raise
+
+
 def train(folder: Path, files: list[str], streaming: bool, ranks: int, accumulation: int) -> list[dict]:
     """Two epochs; what each rank has kept."""
     folder.mkdir()
@@ -60,7 +82,21 @@ def train(folder: Path, files: list[str], streaming: bool, ranks: int, accumulat
     return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(ranks)]
 
 
-def _train(folder: Path, files: list[str], streaming: bool, ranks: int, accumulation: int) -> None:
+def train_poisoned(folder: Path, files: list[str], on_nonfinite: str) -> list[str] | list[dict]:
+    """Two ranks, a NaN on the second: what each has failed with, or has kept."""
+    folder.mkdir()
+    process = SERVER.Process(target=_train, args=(folder, files, False, 2, 1, on_nonfinite))
+    process.start()
+    process.join(120)
+    assert process.exitcode is not None, "ranks wait for each other"
+    if process.exitcode:
+        return [(folder / f"rank{rank}.txt").read_text() for rank in range(2)]
+    return [torch.load(folder / f"rank{rank}.pt", weights_only=True) for rank in range(2)]
+
+
+def _train(
+    folder: Path, files: list[str], streaming: bool, ranks: int, accumulation: int, on_nonfinite: str | None = None
+) -> None:
     os.setsid()
     multiprocessing.set_start_method("fork", force=True)
     torch.set_num_threads(1)
@@ -83,4 +119,4 @@ def _train(folder: Path, files: list[str], streaming: bool, ranks: int, accumula
         enable_progress_bar=False,
         enable_model_summary=False,
     )
-    trainer.fit(Kept(folder), datamodule=data)
+    trainer.fit(Kept(folder) if on_nonfinite is None else Poisoned(folder, on_nonfinite), datamodule=data)

@@ -266,7 +266,7 @@ class TestLogs:
         data = Data([batch_of(documents([9, 5]))])
         _, without = fit(tmp_path, data, max_steps=1)
         assert "mfu" not in without.rows[0]
-        monkeypatch.setattr("packmamba.training.lit.peak_flops", lambda device, dtype: 1e12)
+        monkeypatch.setattr("packmamba.training.step_log.peak_flops", lambda device, dtype: 1e12)
         _, with_peak = fit(tmp_path, data, max_steps=1)
         assert 0 < with_peak.rows[0]["mfu"] < 1
 

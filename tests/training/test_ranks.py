@@ -14,7 +14,7 @@ pytest.importorskip("datasets")
 import torch
 
 from tests.support import assert_close
-from tests.training.rank_runs import train
+from tests.training.rank_runs import train, train_poisoned
 
 
 @pytest.mark.parametrize("streaming", [False, True], ids=["loaded", "streamed"])
@@ -40,3 +40,20 @@ def test_two_ranks_train_as_one_does_with_the_same_documents_a_step(tmp_path: Pa
                 assert_close(name, weight, rank["weights"][name], 1e-5)
     assert len(one["losses"]) > 15
     assert one["losses"][-1] < one["losses"][0]
+
+
+@pytest.mark.slow
+def test_a_nan_on_one_rank_stops_all_or_is_left_out_by_all(tmp_path: Path) -> None:
+    file = tmp_path / "documents.jsonl"
+    file.write_text("".join(json.dumps({"text": f"document {i} " * (1 + i % 5)}) + "\n" for i in range(60)))
+    for message in train_poisoned(tmp_path / "stop", [str(file)], "stop"):
+        assert message.startswith("optimiser step 3: rank 1: the loss is nan in batch 3 of the epoch")
+        assert "rank 0" not in message
+    one, two = train_poisoned(tmp_path / "skip", [str(file)], "skip")
+    assert isinstance(one, dict)
+    assert isinstance(two, dict)
+    assert one["gradients"][3].isnan().all()
+    assert one["gradients"][4].isfinite().all()
+    for name, weight in one["weights"].items():
+        assert weight.isfinite().all(), name
+        assert torch.equal(weight, two["weights"][name]), name

@@ -31,7 +31,7 @@ from packmamba.data.packers.decreasing import best_fit, decreasing, first_fit
 from packmamba.data.packers.ngrams import ngram_embeddings
 from packmamba.data.packers.packs import Packs, Pieces
 from packmamba.data.packers.threshold import ThresholdFiltering, checked_embeddings, threshold_path
-from packmamba.errors import UsageError, UsageTypeError
+from packmamba.errors import UsageError, UsageTypeError, did_you_mean
 
 __all__ = [
     "STRATEGIES",
@@ -183,7 +183,9 @@ def check_options(
 ) -> None:
     """Raises UsageError or UsageTypeError for options of `pack` that no lengths would go with."""
     if strategy not in available:
-        raise UsageError(f"unknown strategy {strategy!r}; available: {', '.join(available)}")
+        raise UsageError(
+            f"unknown strategy {strategy!r}; available: {', '.join(available)}{did_you_mean(str(strategy), available)}"
+        )
     for name, value in (("capacity", capacity), ("buffer", buffer)):
         if isinstance(value, bool) or not isinstance(value, int | np.integer):
             raise UsageTypeError(f"{name} must be an integer, got {value!r} ({type(value).__name__})")

@@ -18,8 +18,13 @@ class SavedData(NamedTuple):
     """See `PlannedDataset.digests`."""
 
 
+_ADDED = {"train_on": "all_assistant"}
+"""Options that older checkpoints do not have, and what they would have been."""
+
+
 def translated(fingerprint: dict[str, Any]) -> dict[str, Any]:
     """A checkpoint's fingerprint by today's names. Until version 0.1.0, attention had one cost and one window."""
+    fingerprint = _ADDED | fingerprint
     if "attention_cost" not in fingerprint:
         return fingerprint
     kept = {name: value for name, value in fingerprint.items() if name not in ("attention_cost", "attention_window")}

@@ -8,6 +8,8 @@ from lightning.pytorch.callbacks import GradientAccumulationScheduler
 from lightning.pytorch.utilities import rank_zero_info
 
 from packmamba.data.loader import PlannedDataset, PlanSampler
+from packmamba.data.options import DataOptions
+from packmamba.data.plan import accumulation_for
 from packmamba.data.position import Origin, Position
 from packmamba.errors import UsageError
 from packmamba.training.lightning_compat import (
@@ -118,6 +120,52 @@ class TrainingSampler(PlanSampler):
 def move(origin: Origin, position: Position, trainer: Any) -> None:
     """Has a run go on from a position."""
     origin.position, origin.batches = position, batches_trained(trainer)
+
+
+def accumulate(trainer: Any, options: DataOptions, world_size: int) -> None:
+    """Sets the Trainer's accumulate_grad_batches as `tokens_per_step` asks for it, and says so. Raises UsageError if
+    the Trainer has been given another number, or if nothing comes near."""
+    tokens, capacity = options.handling.tokens_per_step, options.packs.capacity
+    if tokens is None:
+        return
+    accumulation, given = accumulation_for(tokens, capacity, world_size), trainer.accumulate_grad_batches
+    if given not in (1, accumulation):
+        raise UsageError(
+            f"trainer.accumulate_grad_batches {given} and data.tokens_per_step {tokens:,} both say how large an "
+            "optimiser step is; leave one out"
+        )
+    trainer.accumulate_grad_batches = accumulation
+    rank_zero_info(
+        f"tokens_per_step {tokens:,}: accumulate_grad_batches {accumulation} x {world_size} ranks x capacity "
+        f"{capacity:,} are {accumulation * world_size * capacity:,} tokens a step where packs are full"
+    )
+
+
+def count_validation_over_epochs(trainer: Any, batches: int | None, say: bool) -> None:
+    """Makes a `val_check_interval` of more batches than an epoch has possible, and says so. batches: of an epoch; None
+    for a stream, whose epochs may turn out shorter. say: whether there is something to validate on.
+
+    Lightning would refuse it, or, for a stream, never validate, because it counts the batches of each epoch anew.
+    """
+    interval, every = trainer.val_check_interval, trainer.check_val_every_n_epoch
+    if not isinstance(interval, int) or every is None or not trainer.limit_val_batches:
+        return
+    if batches is None:
+        if every == 1:
+            trainer.check_val_every_n_epoch = None
+        return
+    if interval <= batches:
+        return
+    if every == 1:
+        trainer.check_val_every_n_epoch = None
+        now = f"batches are counted over epochs, validation comes after every {interval:,}"
+    else:
+        trainer.val_check_interval = 1.0
+        now = f"validation comes at the end of every epoch whose number check_val_every_n_epoch {every} divides"
+    if say:
+        rank_zero_info(
+            f"trainer.val_check_interval {interval:,} is more than the {batches:,} batches of an epoch: {now}"
+        )
 
 
 def check_trainer(trainer: Any, world_size: int, *, streamed: bool) -> None:

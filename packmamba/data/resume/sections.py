@@ -25,15 +25,16 @@ import numpy as np
 import pyarrow as pa
 from datasets import Dataset
 from filelock import FileLock, Timeout
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from packmamba.data.cache import new_folder
-from packmamba.data.documents import Documents, rows_to_train_on
+from packmamba.atomic import new_folder
+from packmamba.data.documents import Documents, require_conversations, rows_to_train_on
 from packmamba.data.options import DataOptions
 from packmamba.data.pack_documents import pack_section
 from packmamba.data.packers import Packs
 from packmamba.data.text.corpus import Corpus, tokenise
 from packmamba.data.text.encode import RowError
+from packmamba.data.text.show import about_conversations
 from packmamba.errors import UsageError
 
 
@@ -134,7 +135,7 @@ class SectionWriter:
         self.folder = folder
         self.size = size
         self._options = options
-        self._warned = False
+        self._warned = self._described = False
         self._executor = ThreadPoolExecutor(1, thread_name_prefix="sections")
         self._started: dict[tuple[int, int], Future[None]] = {}
         self._reader: tuple[tuple[int, int], Iterator[list[pa.Table]]] | None = None
@@ -183,11 +184,17 @@ class SectionWriter:
             self._rows_to_train_on(empty, empty.astype(bool), first_row)
             return None
         dataset = Dataset(pa.concat_tables(tables, promote_options="permissive"))
-        sources = self._options.sources
+        sources, options = self._options.sources, self._options.documents
+        require_conversations(dataset, sources.train, options.train_on)
         try:
-            corpus = tokenise(dataset, self._options.documents.tokenizer, folder, chat_template=sources.chat_template)
+            corpus = tokenise(
+                dataset, options.tokenizer, folder, chat_template=sources.chat_template, train_on=options.train_on
+            )
         except RowError as error:
             raise UsageError(f"{sources.train}, counted from row {first_row}: {error}") from error
+        if not self._described and (said := about_conversations(dataset, corpus, options.tokenizer)):
+            rank_zero_info(f"{sources.train}, counted from row {first_row}: {said}")
+            self._described = True
         return Documents(corpus, self._rows_to_train_on(corpus.lengths, corpus.silent, first_row))
 
     def _rows_to_train_on(self, lengths: np.ndarray, silent: np.ndarray, first_row: int) -> np.ndarray:

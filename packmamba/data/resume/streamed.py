@@ -9,6 +9,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from packmamba.data.documents import Documents
 from packmamba.data.loader import PlannedDataset
+from packmamba.data.options import DataOptions
 from packmamba.data.packers import Packs
 from packmamba.data.plan import PlanOptions, micro_steps_left, packs_after
 from packmamba.data.position import Key, Position
@@ -36,6 +37,30 @@ class StreamedDataset(PlannedDataset):
         self._known: dict[tuple[int, int], tuple[int, dict[str, str | None]]] = {}
         self._issued = 0
         self._finished: dict[tuple[int, int], int] = {}
+
+    @classmethod
+    def of_run(
+        cls,
+        sections: Sections,
+        options: DataOptions,
+        world_size: int,
+        rank: int,
+        accumulation: int,
+        *,
+        saved: SavedData | None,
+        **batch: Any,
+    ) -> StreamedDataset:
+        """By the options of a data module."""
+        order = options.order
+        return cls(
+            sections,
+            order.plan(seed=order.shuffle_seed, world_size=world_size, accumulation=accumulation, whole_steps=True),
+            rank=rank,
+            # The batches that each worker was asked for ahead, those that Lightning holds, and another rank's lag.
+            prefetched=2 * options.handling.num_workers + 2 + accumulation,
+            saved=saved,
+            **batch,
+        )
 
     def section(self, position: Position) -> tuple[Documents, Packs, int]:
         section = self.sections.open(position.epoch, position.section)

@@ -9,14 +9,15 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import MISSING, dataclass, fields, is_dataclass
 from pathlib import Path
 from typing import Any
 
 import datasets
 from datasets import Dataset, IterableDataset
 
-from packmamba.data.cache import new_folder
+from packmamba.atomic import new_folder
+from packmamba.data.checksums import is_intact, seal
 from packmamba.data.sources.stream import Stream, TableStream
 from packmamba.errors import UsageError
 
@@ -35,6 +36,13 @@ class Source(ABC):
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given.items())})"
 
     @property
+    def title(self) -> str:
+        """The source in a picture's title: its class, and the names it has to be given: `Files: a.jsonl`."""
+        required = [getattr(self, f.name) for f in fields(self) if f.default is MISSING] if is_dataclass(self) else []
+        named = ", ".join(_named_in(required))
+        return f"{type(self).__name__}: {named}" if named else type(self).__name__
+
+    @property
     def repeats_documents(self) -> bool:
         """Whether a document may be more than one row, so that a part of the rows cannot be held out."""
         return False
@@ -44,8 +52,8 @@ class Source(ABC):
         """The documents, one row each, at least one. What has to be built is kept in `cache_dir`.
 
         Plain documents are a string column `text`. Conversations are the string columns `prompt` and `completion`, or
-        `messages`: lists of `role` and `content`. Where there are columns of several kinds, a row has one of them, and
-        null in the others.
+        `messages`, lists of objects (see `text.conversation`), with `tools` where they have some. Where there are
+        columns of several kinds, a row has one of them, and null in the others.
 
         Raises MissingFileError for a path or pattern that matches nothing, UsageError for a missing column (named with
         those there are), a column of another type, or no document at all.
@@ -57,6 +65,16 @@ class Source(ABC):
         Raises what `load` raises, and UsageError for a source that cannot be streamed.
         """
         raise UsageError(f"{type(self).__name__} cannot be streamed; Files, HubDataset and mixtures of them can")
+
+
+def _named_in(value: Any) -> Iterator[str]:
+    if isinstance(value, str | Path):
+        yield str(value)
+    elif isinstance(value, Source):
+        yield value.title
+    elif isinstance(value, Sequence):
+        for part in value:
+            yield from _named_in(part)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +89,12 @@ class TableSource(Source):
     completion_column: str | None = None
     """Conversations of one turn: the column of what the assistant answers."""
     messages_column: str | None = None
-    """Conversations: a column of lists of messages, each with `role` (system, user, assistant, ...) and `content`."""
+    """Conversations: a column of lists of messages, each with `role` (system, user, assistant, ...) and `content`, or
+    ShareGPT's `from` (system, human, gpt, tool) and `value`. A message of the assistant with `weight: 0` or
+    `train: false` has no loss."""
+    tools_column: str | None = None
+    """Conversations: a column of the tools that they may call, which the chat template writes: lists of JSON schemas,
+    or such lists as text. Needs messages_column, or prompt_column and completion_column."""
 
     def columns(self) -> dict[str, str]:
         """The names of the columns to read, and what `load` calls them. Raises UsageError if the fields contradict."""
@@ -81,16 +104,22 @@ class TableSource(Source):
                 "set messages_column, or prompt_column and completion_column, not both; got "
                 f"messages_column={self.messages_column!r}, prompt_column={pair[0]!r}, completion_column={pair[1]!r}"
             )
+        tools = {} if self.tools_column is None else {self.tools_column: "tools"}
         if self.messages_column is not None:
-            return {self.messages_column: "messages"}
+            return {self.messages_column: "messages"} | tools
         if pair == (None, None):
+            if tools:
+                raise UsageError(
+                    f"tools_column={self.tools_column!r} needs conversations: set messages_column too, or prompt_column"
+                    " and completion_column"
+                )
             return {self.column: "text"}
         if pair[0] is None or pair[1] is None or pair[0] == pair[1]:
             raise UsageError(
                 "prompt_column and completion_column must be set together, to different columns; got "
                 f"prompt_column={pair[0]!r}, completion_column={pair[1]!r}"
             )
-        return {pair[0]: "prompt", pair[1]: "completion"}
+        return {pair[0]: "prompt", pair[1]: "completion"} | tools
 
     def documents(self, dataset: Dataset, origin: str) -> Dataset:
         """The columns of a table that are documents, named as `load` promises. origin: its name in errors."""
@@ -127,6 +156,14 @@ def _require_columns(columns: dict[str, str], there: list[str], origin: str) -> 
 
 
 def _require_type(feature: Any, column: str, name: str, origin: str) -> None:
+    if name == "tools":
+        item = getattr(feature, "feature", None)
+        if not (_is_text(feature) or isinstance(item, dict) or _is_json(feature) or _is_json(item)):
+            raise UsageError(
+                f"column {column!r} of {origin} holds {_type_name(feature)}, not tools: lists of JSON schemas, or such "
+                "lists as text"
+            )
+        return
     if name != "messages":
         if not _is_text(feature):
             raise UsageError(
@@ -134,17 +171,28 @@ def _require_type(feature: Any, column: str, name: str, origin: str) -> None:
             )
         return
     message = getattr(feature, "feature", None)
-    if not isinstance(message, dict) or not {"role", "content"} <= set(message):
+    if _is_json(message):  # messages with other fields each: what they hold is seen when they are written out
+        return
+    names = next((pair for pair in _MESSAGE_FIELDS if isinstance(message, dict) and set(pair) <= set(message)), None)
+    if names is None or not isinstance(message, dict):
         raise UsageError(
             f"column {column!r} of {origin} holds {_type_name(feature)}, not lists of messages; a message has a role "
-            "and a content"
+            "and a content, or ShareGPT's from and value"
         )
-    for field in ("role", "content"):
+    for field in names:
         if not _is_text(message[field]):
             raise UsageError(
                 f"messages in column {column!r} of {origin} have a {field} of {_type_name(message[field])}; it must be "
                 "text"
             )
+
+
+_MESSAGE_FIELDS = (("role", "content"), ("from", "value"))
+
+
+def _is_json(feature: Any) -> bool:
+    """Whether these are objects that need not have the same fields. Older versions of `datasets` have no such type."""
+    return type(feature).__name__ == "Json"
 
 
 def _is_text(feature: Any) -> bool:
@@ -157,9 +205,10 @@ def _type_name(feature: Any) -> str:
 
 def stored_once(folder: Path, build: Callable[[], Sequence[str]]) -> Dataset:
     """The texts kept in `folder`, as a dataset that is read from disk when looked at; built and saved if need be."""
-    if not folder.exists():
+    if not is_intact(folder, "Texts"):
         with new_folder(folder) as temporary, _no_progress_bar():
             Dataset.from_dict({"text": build()}).save_to_disk(temporary)
+            seal(temporary)
     dataset = datasets.load_from_disk(str(folder))
     assert isinstance(dataset, Dataset)
     return dataset

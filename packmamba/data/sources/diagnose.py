@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import glob
 import json
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -73,17 +74,30 @@ def _row_fault(row: Any, columns: Mapping[str, str]) -> str | None:
         return f'expected an object, {{"name": value, ...}}, got {_shortened(row)}'
     for column, name in columns.items():
         value = row.get(column)
-        if value is not None and not (_are_messages(value) if name == "messages" else isinstance(value, str)):
-            expected = 'a list of {"role": "...", "content": "..."}' if name == "messages" else "text"
+        fits, expected = _EXPECTED.get(name, (lambda value: isinstance(value, str), "text"))
+        if value is not None and not fits(value):
             return f"{column!r} is {_shortened(value)}, not {expected}"
     return None
 
 
 def _are_messages(value: Any) -> bool:
-    return isinstance(value, list) and all(
-        isinstance(message, dict) and isinstance(message.get("role"), str) and isinstance(message.get("content"), str)
-        for message in value
-    )
+    return isinstance(value, list) and all(isinstance(message, dict) and _is_message(message) for message in value)
+
+
+def _is_message(message: dict[str, Any]) -> bool:
+    who, what = ("role", "content") if "role" in message else ("from", "value")
+    return isinstance(message.get(who), str) and isinstance(message.get(what), str | None)
+
+
+def _are_tools(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, list) and all(isinstance(tool, dict) for tool in value))
+
+
+_EXPECTED = {
+    "messages": (_are_messages, 'a list of {"role": "...", "content": "..."}'),
+    "tools": (_are_tools, "a list of JSON schemas"),
+}
+"""What a column holds that is no text, by what `Source.load` calls it."""
 
 
 def _shortened(value: Any) -> str:
@@ -93,7 +107,7 @@ def _shortened(value: Any) -> str:
 
 def _other_fault(file: str, kind: str, options: dict[str, Any]) -> str | None:
     try:
-        for _ in datasets.load_dataset(kind, data_files=[file], split="train", streaming=True, **options):
+        for _ in datasets.load_dataset(kind, data_files=[glob.escape(file)], split="train", streaming=True, **options):
             pass
     except Exception as error:
         # Whatever a reader raises for a file that it cannot read; there are as many kinds as formats.

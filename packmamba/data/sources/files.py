@@ -1,8 +1,9 @@
-"""Local files, by path or glob pattern."""
+"""Local files, by path, folder or glob pattern."""
 
 from __future__ import annotations
 
 import glob
+import logging
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,8 @@ from packmamba.data.sources.base import TableSource
 from packmamba.data.sources.diagnose import find_fault
 from packmamba.data.sources.stream import Stream
 from packmamba.errors import MissingFileError, UsageError
+
+_log = logging.getLogger(__name__)
 
 FileFormat = Literal["auto", "json", "csv", "parquet", "arrow", "text"]
 
@@ -38,8 +41,10 @@ _COMPRESSIONS = (".gz", ".bz2", ".xz", ".zst", ".lz4")
 class Files(TableSource):
     """Local files: JSON (lines or an array), CSV, Parquet, Arrow or plain text, compressed ones too."""
 
-    paths: list[str]
-    """Files or glob patterns (`**` reaches into folders). The order given is kept; what a pattern matches is sorted."""
+    paths: list[str] | str
+    """Files, folders or glob patterns (`**` reaches into folders); one alone needs no list. The order given is kept;
+    what a pattern matches is sorted. A folder stands for the files below it whose ending says that they hold documents,
+    or for all of them where `format` is set; hidden ones are left out."""
     format: FileFormat = "auto"
     """`auto` goes by the file name's ending."""
     text_document: Literal["file", "paragraph", "line"] = "file"
@@ -47,11 +52,15 @@ class Files(TableSource):
     streaming: bool = False
     """Read documents while training goes on, instead of converting and tokenising all of them first."""
 
+    def __post_init__(self) -> None:
+        if isinstance(self.paths, str | os.PathLike):
+            object.__setattr__(self, "paths", [os.fspath(self.paths)])
+
     def load(self, cache_dir: Path) -> Dataset:
         kind, files, options = self._reader()
         try:
             builder = datasets.load_dataset_builder(
-                kind, data_files=files, cache_dir=str(cache_dir / "datasets"), **options
+                kind, data_files=_escaped(files), cache_dir=str(cache_dir / "datasets"), **options
             )
             builder.download_and_prepare()
         except (DatasetGenerationError, ValueError, EOFError) as error:
@@ -74,7 +83,7 @@ class Files(TableSource):
             return find_fault(files, kind, {}, options)
 
         try:
-            dataset = datasets.load_dataset(kind, data_files=files, split="train", streaming=True, **options)
+            dataset = datasets.load_dataset(kind, data_files=_escaped(files), split="train", streaming=True, **options)
         except (ValueError, EOFError) as error:
             raise UsageError(f"cannot read {fault() or f'{self._name}: {error}'}") from error
         except StopIteration as error:  # what datasets raises where it looks for a first row
@@ -93,7 +102,7 @@ class Files(TableSource):
         for name, values in known.items():
             if getattr(self, name) not in values:
                 raise UsageError(f"unknown {name} {getattr(self, name)!r}; available: {', '.join(values)}")
-        files = [file for pattern in self.paths for file in _matching(pattern)]
+        files = [file for pattern in self.paths for file in self._matching(pattern)]
         if not files:
             raise UsageError("Files.paths is empty; name at least one file")
         if not any(os.path.getsize(file) for file in files):
@@ -101,29 +110,62 @@ class Files(TableSource):
         kind = _format_of(files) if self.format == "auto" else self.format
         return kind, files, {"sample_by": _SAMPLE_BY[self.text_document]} if kind == "text" else {}
 
+    def _matching(self, pattern: str) -> list[str]:
+        """The files that a path or pattern stands for. Raises MissingFileError where there are none."""
+        pattern = os.path.expanduser(pattern)
+        if os.path.isdir(pattern):
+            return _below(pattern, known_alone=self.format == "auto")
+        is_file = os.path.isfile(pattern)
+        found = [pattern] if is_file else sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
+        if not found:
+            raise MissingFileError(f"no file matches {pattern!r} (looked from {os.getcwd()})")
+        return [os.path.abspath(file) for file in found]
+
 
 _SAMPLE_BY = {"file": "document", "paragraph": "paragraph", "line": "line"}
 
 
-def _matching(pattern: str) -> list[str]:
-    pattern = os.path.expanduser(pattern)
-    found = [pattern] if os.path.isfile(pattern) else sorted(filter(os.path.isfile, glob.glob(pattern, recursive=True)))
-    if not found:
-        raise MissingFileError(f"no file matches {pattern!r} (looked from {os.getcwd()})")
-    return [os.path.abspath(file) for file in found]
+def _below(folder: str, *, known_alone: bool) -> list[str]:
+    """The files in a folder and its folders, sorted, without hidden ones. known_alone: those alone whose ending is
+    known; says on the log how many others there are."""
+    for name in ("dataset_info.json", "dataset_dict.json"):
+        if os.path.isfile(os.path.join(folder, name)):
+            raise UsageError(f"the folder {folder!r} holds {name}, as save_to_disk writes it: read it by DatasetFolder")
+    found = sorted(glob.glob(os.path.join(glob.escape(folder), "**"), recursive=True))
+    files = [os.path.abspath(file) for file in found if os.path.isfile(file)]
+    known = [file for file in files if not known_alone or _ending(file) in _FORMATS]
+    if not known:
+        raise MissingFileError(
+            f"the folder {folder!r} holds no file of documents ({len(files)} others); known endings: "
+            f"{', '.join(_FORMATS)}; or set format"
+        )
+    if others := sorted(set(files) - set(known)):
+        _log.warning(
+            "%d of the %d files in %r have an ending that is not known, %r for one; they are left out",
+            *(len(others), len(files), folder, os.path.relpath(others[0], folder)),
+        )
+    return known
+
+
+def _escaped(files: list[str]) -> list[str]:
+    """Paths that `datasets`, which takes them for patterns, finds under their own name."""
+    return [glob.escape(file) for file in files]
+
+
+def _ending(file: str) -> str:
+    """A file's ending, in lower case; that before the compression's."""
+    stem, ending = os.path.splitext(file)
+    return (os.path.splitext(stem)[1] if ending in _COMPRESSIONS else ending).lower()
 
 
 def _format_of(files: list[str]) -> str:
     kinds: dict[str, str] = {}
     for file in files:
-        stem, ending = os.path.splitext(file)
-        if ending in _COMPRESSIONS:
-            ending = os.path.splitext(stem)[1]
-        if ending.lower() not in _FORMATS:
+        if (ending := _ending(file)) not in _FORMATS:
             raise UsageError(
                 f"cannot tell the format of {file!r} from its ending; known: {', '.join(_FORMATS)}; or set format"
             )
-        kinds.setdefault(_FORMATS[ending.lower()], file)
+        kinds.setdefault(_FORMATS[ending], file)
     if len(kinds) > 1:
         raise UsageError(f"files of one source must have one format, got {kinds}; set format, or convert them")
     return next(iter(kinds))

@@ -30,6 +30,10 @@ class DatasetFolder(TableSource):
             dataset = datasets.load_from_disk(folder)
         except IndexError as error:  # what datasets raises for a table without a single row
             raise UsageError(f"the folder {folder!r} is empty; it needs at least one document") from error
+        except FileNotFoundError as error:
+            raise MissingFileError(
+                f"{folder!r} holds no dataset; DatasetFolder reads what save_to_disk has written"
+            ) from error
         if isinstance(dataset, DatasetDict):
             if self.split not in dataset:
                 raise UsageError(f"{folder!r} has no split {self.split!r}; its splits: {', '.join(map(str, dataset))}")

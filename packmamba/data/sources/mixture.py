@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +10,11 @@ from typing import Literal, get_args
 import datasets
 import numpy as np
 from datasets import Dataset
+from lightning.pytorch.utilities import rank_zero_info
 
 from packmamba.data.sources.base import Source
 from packmamba.data.sources.stream import MixedStream, Stream
 from packmamba.errors import UsageError
-
-_log = logging.getLogger(__name__)
 
 StoppingStrategy = Literal["first_exhausted", "all_exhausted"]
 
@@ -57,9 +55,29 @@ class Mixture(Source):
             )
         except ValueError as error:  # messages with other fields beside role and content
             raise UsageError(f"the columns of a mixture's sources do not fit together: {error}") from error
-        sizes = ", ".join(f"{len(part)} of {type(s).__name__}" for part, s in zip(parts, self.sources, strict=True))
-        _log.info("a mixture of %d documents, %s, from %s", len(mixed), self.stopping_strategy, sizes)
+        for said in self._left_out([len(part) for part in parts], probabilities):
+            rank_zero_info(said)
         return mixed
+
+    def _left_out(self, sizes: list[int], probabilities: list[float]) -> list[str]:
+        """One line about the documents that no epoch has; nothing where there are none. sizes: documents of each
+        source."""
+        if self.stopping_strategy == "all_exhausted":
+            return []
+        numbers = [Dataset.from_dict({"source": np.full(size, k, dtype=np.int16)}) for k, size in enumerate(sizes)]
+        drawn = datasets.interleave_datasets(numbers, probabilities=probabilities, seed=self.seed)
+        counts = np.bincount(drawn.with_format("numpy")["source"][:], minlength=len(sizes))
+        never = [
+            f"{size - count:,} of the {size:,} documents of {source}"
+            for size, count, source in zip(sizes, counts.tolist(), self.sources, strict=True)
+            if count < size
+        ]
+        if not never:
+            return []
+        return [
+            f"mixture: {len(drawn):,} documents an epoch, which ends when the first source runs out; never seen are "
+            f"{', '.join(never)} (stopping_strategy: all_exhausted repeats the others instead)"
+        ]
 
     def stream(self) -> Stream:
         probabilities = self._probabilities()

@@ -10,7 +10,7 @@ from typing import Any, cast
 
 from datasets import Dataset
 
-from packmamba.data.cache import new_folder
+from packmamba.atomic import new_folder
 from packmamba.errors import FileInTheWayError, UsageError
 
 SPECIAL_TOKENS = {"bos_token": "<|bos|>", "eos_token": "<|eos|>"}
@@ -67,4 +67,5 @@ def texts_of(row: tuple[Any, ...]) -> Iterator[str]:
         if isinstance(value, str):
             yield value
         elif value is not None:
-            yield from (message["content"] for message in value if message.get("content"))
+            said = (message.get("content") or message.get("value") for message in value)
+            yield from (text for text in said if isinstance(text, str))

@@ -20,10 +20,11 @@ from jinja2.parser import Parser
 from jinja2.runtime import Context
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from packmamba.data.text.conversation import ConversationError, Message, conversation
 from packmamba.data.text.tokenizers import Tokenizer
 from packmamba.errors import MissingFileError, UsageError
 
-Message = dict[str, Any]
+__all__ = ["CHATML", "ChatTemplate", "ConversationError", "Message", "conversation"]
 
 CHATML = (
     "{% for message in messages %}"
@@ -41,24 +42,41 @@ _PRIVATE_USE = range(0xE000, 0xF900)
 """Characters, two of which mark the text between the template's `generation` tags while it is rendered."""
 
 
-class ConversationError(UsageError):
-    """A conversation that cannot be written out."""
+_USUAL_NAMES = ("message", "msg", "m", "turn")
+"""What templates call the message that they are writing."""
 
 
 class _Generation(Extension):
-    """`{% generation %}...{% endgeneration %}`: the text that a template says the assistant writes."""
+    """`{% generation %}...{% endgeneration %}`: the text that a template says the assistant writes. Marked with the
+    number of the message that the template is writing, if it can be told."""
 
     tags = {"generation"}  # noqa: RUF012  (jinja's way)
 
     def parse(self, parser: Parser) -> nodes.Node:
         line = next(parser.stream).lineno
         body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-        marked = self.call_method("_marked", [nodes.ContextReference()])
+        marked = self.call_method("_marked", [nodes.ContextReference(), nodes.DerivedContextReference()])
         return nodes.CallBlock(marked, [], [], body).set_lineno(line)
 
-    def _marked(self, context: Context, caller: Any) -> str:
+    def _marked(self, context: Context, local: Context, caller: Any) -> str:
         begin, end = context["generation_marks"]
-        return f"{begin}{caller()}{end}"
+        return f"{begin}{_message_at_hand(context, local)}{begin}{caller()}{end}"
+
+
+def _message_at_hand(context: Context, local: Context) -> int | str:
+    """The index of the message that a variable of the loop or macro at hand is; empty where that is not one."""
+    written = context["written_messages"]
+    index = {id(message): number for number, message in enumerate(written)}
+    outside = context.get_all()
+    found = {
+        name: index[id(value)]
+        for name, value in local.get_all().items()
+        if id(value) in index and outside.get(name) is not value
+    }
+    numbers = set(found.values())
+    if len(numbers) > 1:
+        numbers = {found[name] for name in _USUAL_NAMES if name in found}
+    return numbers.pop() if len(numbers) == 1 else ""
 
 
 @dataclass(frozen=True)
@@ -110,24 +128,35 @@ class ChatTemplate:
     def _has_tags(self) -> bool:
         return re.search(r"\{%[-+]?\s*generation\b", self.source) is not None
 
-    def write(self, messages: Sequence[Message]) -> tuple[str, list[tuple[int, int]]]:
+    def write(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[dict[str, Any]] | None = None,
+        trained: Sequence[bool] | None = None,
+    ) -> tuple[str, list[tuple[int, int]]]:
         """The text of a conversation, and the runs of its characters that the assistant wrote, in order.
 
+        tools: JSON schemas, for the template. trained: whether each message is one of those whose runs are wanted;
+        None: all of the assistant's are.
+
         Raises ConversationError where the template refuses the conversation, or does not tell which part of the text
-        is the assistant's.
+        is the assistant's, or which message a part is of where that matters.
         """
         if self._has_tags:
             # Two that nobody uses here; a text may hold any character.
-            used = set(self.source).union(json.dumps(messages, ensure_ascii=False, default=str))
-            marks = [mark for mark in map(chr, _PRIVATE_USE) if mark not in used][:2]
-            return _unmarked(self._render(messages, generation_marks=marks), marks)
-        text = self._render(messages)
+            used = set(self.source).union(json.dumps([messages, tools], ensure_ascii=False, default=str))
+            begin, end = [mark for mark in map(chr, _PRIVATE_USE) if mark not in used][:2]
+            marked = self._render(messages, tools, generation_marks=(begin, end), written_messages=messages)
+            text, spans = _unmarked(marked, begin, end)
+            return text, [span for _, span in spans] if trained is None else _of_messages(spans, messages, trained)
+        text = self._render(messages, tools)
         spans = []
         for index, message in enumerate(messages):
-            if message["role"] != "assistant":
+            if message["role"] != "assistant" or (trained is not None and not trained[index]):
                 continue
-            before = self._render(messages[:index], add_generation_prompt=True) if index else ""
-            until = self._render(messages[: index + 1])
+            before = self._render(messages[:index], tools, add_generation_prompt=True) if index else ""
+            until = self._render(messages[: index + 1], tools)
             if not (until.startswith(before) and text.startswith(until)):
                 raise ConversationError(
                     f"the chat template writes what comes before or in message {index + 1} differently when more "
@@ -137,10 +166,22 @@ class ChatTemplate:
             spans.append((len(before), len(until)))
         return text, spans
 
-    def _render(self, messages: Sequence[Message], *, add_generation_prompt: bool = False, **variables: Any) -> str:
+    def _render(
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[dict[str, Any]] | None,
+        *,
+        add_generation_prompt: bool = False,
+        **variables: Any,
+    ) -> str:
         try:
             return self._compiled.render(
-                messages=messages, add_generation_prompt=add_generation_prompt, **variables, **self.special_tokens
+                messages=messages,
+                tools=tools,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                **variables,
+                **self.special_tokens,
             )
         except TemplateError as error:
             raise ConversationError(f"the chat template refuses it: {error}") from error
@@ -148,38 +189,40 @@ class ChatTemplate:
             raise ConversationError(f"the chat template cannot write it: {error}") from error
 
 
-def _unmarked(marked: str, marks: Sequence[str]) -> tuple[str, list[tuple[int, int]]]:
-    """The text without its marks, and the runs of characters that were between two."""
-    parts, spans, length = [], [], 0
-    for index, part in enumerate(re.split(f"[{''.join(marks)}]", marked)):
-        if index % 2 and part:
-            spans.append((length, length + len(part)))
+_Span = tuple[int, int]
+
+
+def _unmarked(marked: str, begin: str, end: str) -> tuple[str, list[tuple[int | None, _Span]]]:
+    """The text without its marks, and the runs of characters that were marked, each with its message's index."""
+    parts, spans, length, index = [], [], 0, None
+    # Text, index, text inside, text, ...
+    for number, part in enumerate(re.split(f"{begin}([0-9]*){begin}(.*?){end}", marked, flags=re.DOTALL)):
+        if number % 3 == 1:
+            index = int(part) if part else None
+            continue
+        if number % 3 == 2 and part:
+            spans.append((index, (length, length + len(part))))
         parts.append(part)
         length += len(part)
     return "".join(parts), spans
 
 
+def _of_messages(
+    spans: Sequence[tuple[int | None, _Span]], messages: Sequence[Message], trained: Sequence[bool]
+) -> list[_Span]:
+    """The runs of the messages that are trained on. Where those are all of the assistant's, whatever is marked."""
+    if all(is_trained or m["role"] != "assistant" for m, is_trained in zip(messages, trained, strict=True)):
+        return [span for _, span in spans]
+    if not any(trained):
+        return []
+    if any(index is None for index, _ in spans):
+        raise ConversationError(
+            "some of the assistant's messages are not to be trained on, and the chat template does not tell which "
+            "message the text between {% generation %} and {% endgeneration %} is of: write it in a loop over messages "
+            "whose variable is called message"
+        )
+    return [span for index, span in spans if index is not None and trained[index]]
+
+
 def _raise(message: str) -> NoReturn:
     raise TemplateError(message)
-
-
-def conversation(row: Mapping[str, Any]) -> list[Message] | None:
-    """The messages of a source's row; None where it is plain text. Fields that are null are left out.
-
-    A prompt is the user's message, a completion the assistant's.
-
-    Raises ConversationError for a message without a role, or without anything else (named with its number).
-    """
-    if row.get("messages") is None:
-        prompt, completion = row.get("prompt"), row.get("completion")
-        if prompt is None and completion is None:
-            return None
-        answer = [{"role": "assistant", "content": completion}] if completion else []
-        return [{"role": "user", "content": prompt or ""}, *answer]
-    messages = [{name: value for name, value in message.items() if value is not None} for message in row["messages"]]
-    for number, message in enumerate(messages, start=1):
-        if "role" not in message:
-            raise ConversationError(f"message {number} has no role: {message}")
-        if len(message) == 1:
-            raise ConversationError(f"message {number}, of the {message['role']}, has no content")
-    return messages

@@ -18,8 +18,11 @@ import pyarrow as pa
 import pyarrow.compute
 from datasets import Dataset
 
-from packmamba.data.cache import key_of, new_folder, progress_bar, write_atomically
+from packmamba.atomic import new_file, new_folder
+from packmamba.data.cache import key_of, progress_bar
+from packmamba.data.checksums import is_intact, seal
 from packmamba.data.text.chat import ChatTemplate
+from packmamba.data.text.conversation import TrainOn
 from packmamba.data.text.encode import Encoder
 from packmamba.data.text.parallel import encode_all, num_workers, undecodable
 from packmamba.data.text.tokenizers import Tokenizer
@@ -29,6 +32,8 @@ _log = logging.getLogger(__name__)
 
 _FORMAT = 1
 """Changes when the files of a corpus do, so that old caches are not read."""
+_CONVERSATIONS = 2
+"""Changes when the same conversations get other tokens or targets."""
 _CHUNK = 2**22
 """Tokens whose targets are counted at once."""
 
@@ -128,12 +133,14 @@ def tokenise(
     cache_dir: Path,
     *,
     chat_template: str | None = None,
+    train_on: TrainOn = "all_assistant",
     workers: int | None = 0,
 ) -> Corpus:
     """The documents of a source as token ids, from the cache if these documents have met this tokenizer before.
 
     chat_template: a Jinja file for conversations; see `ChatTemplate.of`, and `Encoder.encode` for the
-    treatment of a row. workers: processes that tokenise; 0: this one; None: see `num_workers`.
+    treatment of a row. train_on: which of the assistant's messages are to be predicted. workers: processes that
+    tokenise; 0: this one; None: see `num_workers`.
 
     Raises UsageError if every document is empty, or if the tokenizer gives an id that is not below its vocabulary size;
     RowError for a row that is not UTF-8, or a conversation that cannot be written out; MissingFileError if the chat
@@ -141,31 +148,42 @@ def tokenise(
     """
     template = None if dataset.column_names == ["text"] else ChatTemplate.of(tokenizer, chat_template)
     text_digest = _text_digest(dataset, cache_dir)
-    folder = _folder(text_digest, tokenizer, template, cache_dir)
-    if folder.exists():
+    folder = _folder(text_digest, tokenizer, template, train_on, cache_dir)
+    if is_intact(folder, "Tokens"):
         _log.info("tokens of %d documents come from the cache, %s", len(dataset), folder)
         return Corpus(folder)
-    encoder = Encoder(tokenizer, template)
+    encoder = Encoder(tokenizer, template, train_on)
     workers = num_workers(dataset, encoder) if workers is None else workers
     started = time.perf_counter()
     with new_folder(folder) as temporary:
         _write(dataset, encoder, workers, text_digest, temporary)
+        seal(temporary)
     corpus, seconds = Corpus(folder), time.perf_counter() - started
     by = f"{workers} processes" if workers else "one process"
     _log.info("%d documents, %d tokens in %.1f s by %s, %s", len(corpus), corpus.offsets[-1], seconds, by, folder)
     return corpus
 
 
-def _folder(text_digest: str, tokenizer: Tokenizer, template: ChatTemplate | None, cache_dir: Path) -> Path:
-    return cache_dir / "tokens" / key_of(_FORMAT, text_digest, tokenizer.fingerprint, *([template] if template else []))
+def _folder(
+    text_digest: str, tokenizer: Tokenizer, template: ChatTemplate | None, train_on: TrainOn, cache_dir: Path
+) -> Path:
+    of_conversations = [template, train_on, _CONVERSATIONS] if template else []
+    return cache_dir / "tokens" / key_of(_FORMAT, text_digest, tokenizer.fingerprint, *of_conversations)
 
 
-def is_tokenised(dataset: Dataset, tokenizer: Tokenizer, cache_dir: Path, *, chat_template: str | None = None) -> bool:
+def is_tokenised(
+    dataset: Dataset,
+    tokenizer: Tokenizer,
+    cache_dir: Path,
+    *,
+    chat_template: str | None = None,
+    train_on: TrainOn = "all_assistant",
+) -> bool:
     """Whether `tokenise` would take these documents from the cache, as far as can be told without reading them."""
     if not (cache_dir / "digests" / key_of(_FORMAT, dataset._fingerprint)).exists():
         return False
     template = None if dataset.column_names == ["text"] else ChatTemplate.of(tokenizer, chat_template)
-    return _folder(_text_digest(dataset, cache_dir), tokenizer, template, cache_dir).exists()
+    return _folder(_text_digest(dataset, cache_dir), tokenizer, template, train_on, cache_dir).exists()
 
 
 def _write(dataset: Dataset, encoder: Encoder, workers: int, text_digest: str, folder: Path) -> None:
@@ -202,10 +220,12 @@ def _write(dataset: Dataset, encoder: Encoder, workers: int, text_digest: str, f
 
 
 def _text_digest(dataset: Dataset, cache_dir: Path) -> str:
-    """A hash of the documents. Remembered under the dataset's own fingerprint, so that large files are hashed once."""
+    """A hash of the documents. Remembered under the dataset's own fingerprint, so that large files are hashed once;
+    with a check, so that a damaged one is not taken."""
     memo = cache_dir / "digests" / key_of(_FORMAT, dataset._fingerprint)
-    if memo.exists():
-        return memo.read_text()
+    known = memo.read_text().split() if memo.exists() else []
+    if len(known) == 2 and known[1] == key_of(known[0]):
+        return known[0]
     conversations = [name for name in dataset.column_names if name != "text"]
     lengths, texts, others = (hashlib.blake2b(digest_size=16) for _ in range(3))
     for table in cast(Iterator[pa.Table], dataset.with_format("arrow").iter(batch_size=10_000)):
@@ -223,6 +243,6 @@ def _text_digest(dataset: Dataset, cache_dir: Path) -> str:
                 raise undecodable(dataset, 0) from error
             others.update(json.dumps(rows).encode())
     digest = key_of(lengths.hexdigest(), texts.hexdigest(), *([others.hexdigest()] if conversations else []))
-    with write_atomically(memo) as temporary:
-        temporary.write_text(digest)
+    with new_file(memo) as file:
+        file.write(f"{digest} {key_of(digest)}\n".encode())
     return digest

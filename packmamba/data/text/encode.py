@@ -8,7 +8,15 @@ from typing import Any
 
 import numpy as np
 
-from packmamba.data.text.chat import ChatTemplate, ConversationError, conversation
+from packmamba.data.text.chat import ChatTemplate
+from packmamba.data.text.conversation import (
+    ConversationError,
+    TrainOn,
+    are_trained,
+    as_template_sees,
+    conversation,
+    tools_of,
+)
 from packmamba.data.text.tokenizers import Encoded, Tokenizer
 from packmamba.errors import UsageError
 
@@ -38,6 +46,8 @@ class Encoder:
     tokenizer: Tokenizer
     template: ChatTemplate | None = None
     """Writes conversations out; None for sources that hold plain text alone."""
+    train_on: TrainOn = "all_assistant"
+    """Which of the assistant's messages are to be predicted."""
 
     @property
     def dtype(self) -> np.dtype:
@@ -48,8 +58,8 @@ class Encoder:
         """rows: columns of a source; first_row: the number of the first, for errors.
 
         An empty text gets no BOS or EOS either and becomes an empty document, as does a missing value. A conversation
-        gets a BOS or EOS only where the template has not written it; its EOS is to be predicted where the assistant
-        has the last word.
+        gets a BOS or EOS only where the template has not written it; its EOS is to be predicted where the last message
+        is.
 
         Raises RowError for a conversation that cannot be written out, UsageError for a tokenizer that gives
         ids beyond its vocabulary.
@@ -63,9 +73,9 @@ class Encoder:
             row = dict(zip(rows, values, strict=True))
             try:
                 if messages := conversation(row):
-                    text, spans = self.template.write(messages)
-                    answered = messages[-1]["role"] == "assistant"
-                    written[number] = text, np.array(spans, dtype=np.int64).reshape(-1, 2), answered
+                    trained = are_trained(messages, self.train_on)
+                    text, spans = self.template.write(as_template_sees(messages), tools=tools_of(row), trained=trained)
+                    written[number] = text, np.array(spans, dtype=np.int64).reshape(-1, 2), trained[-1]
                 else:
                     plain[number] = row.get("text")
             except ConversationError as error:

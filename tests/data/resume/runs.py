@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from packmamba.data import PackedDataModule
+from packmamba.training.validation import FinalValidation
 
 QUIET = [
     pytest.mark.filterwarnings("ignore:.*does not have many workers"),
@@ -106,10 +107,12 @@ def trainer(**options: Any) -> pl.Trainer:
 def train(
     data, tmp_path: Path, *, model=None, checkpoint: str | None = None, keep=False, num_workers: int = 0, **options: Any
 ):
-    """The batches of a run, and the checkpoints saved on the way, unless it was resumed; `keep` saves them then too."""
+    """The batches of a run, and the checkpoints saved on the way, unless it was resumed; `keep` saves them then too.
+
+    Like the runs of the command line, it validates when it ends."""
     folder = Path(tempfile.mkdtemp(dir=tmp_path))
     model, save = model or Recorder(), SaveEverywhere(folder)
-    callbacks = [save] if keep or checkpoint is None else []
+    callbacks = [FinalValidation(), *([save] if keep or checkpoint is None else [])]
     trainer(callbacks=callbacks, **options).fit(model, datamodule=data(num_workers=num_workers), ckpt_path=checkpoint)
     return model.seen, save.saved
 

@@ -56,6 +56,7 @@ def as_ranks(data, tmp_path, monkeypatch):
         pytest.param({"limit_train_batches": 0.5}, id="half-epochs"),
         pytest.param({"max_epochs": -1, "max_steps": 21}, id="max-steps"),
         pytest.param({"max_epochs": 2, "max_steps": 40}, id="max-epochs-and-steps"),
+        pytest.param({"max_epochs": -1, "max_steps": 40, "val_check_interval": 17}, id="validating-over-epochs"),
     ],
 )
 def test_a_resumed_run_trains_on_the_documents_of_the_uninterrupted_one(data, tmp_path, options):
@@ -123,6 +124,16 @@ def test_a_run_that_max_steps_stopped_goes_on_in_the_middle_of_its_epoch(data, t
     for path, (moment, seen) in list(saved.items())[-3:]:
         resumed, _ = train(data, tmp_path, checkpoint=path, max_epochs=-1, max_steps=40)
         assert resumed == whole[seen:], f"after {seen} batches ({moment})"
+
+
+def test_a_run_that_max_epochs_stopped_goes_on_with_the_next_epoch(data, tmp_path):
+    whole, _ = train(data, tmp_path, max_epochs=2)
+    _, saved = train(data, tmp_path, max_epochs=1, val_check_interval=4)
+    last = list(saved.items())[-4:]
+    assert [moment for _, (moment, _) in last] == ["batch", "validation", "epoch", "end"]
+    for path, (moment, seen) in last:
+        resumed, _ = train(data, tmp_path, checkpoint=path, max_epochs=2)
+        assert resumed == whole[seen:], moment
 
 
 def test_the_check_sees_a_run_that_starts_its_epoch_again(data, tmp_path, monkeypatch):

@@ -29,6 +29,15 @@ def test_messages_are_read_under_this_name(write_jsonl, cache):
     assert source.load(cache)[:] == {"messages": [MESSAGES]}
 
 
+def test_sharegpts_messages_and_tools_are_read_as_they_are(write_jsonl, cache):
+    talk = [{"from": "human", "value": "hi"}, {"from": "gpt", "value": "hello", "weight": 1}]
+    rows = [{"t": talk, "tools": [{"name": "f"}]}, {"t": talk, "tools": None}]
+    dataset = Files(paths=write_jsonl(rows), messages_column="t", tools_column="tools").load(cache)
+    assert dataset[:] == {"messages": [talk, talk], "tools": [[{"name": "f"}], None]}
+    pair = Files(paths=write_jsonl([ROW]), prompt_column="q", completion_column="a", tools_column="text")
+    assert pair.load(cache)[0] == {"prompt": "why", "completion": "because", "tools": "t"}
+
+
 WRONG = {
     "prompt-alone": ({"prompt_column": "q"}, r"set together, .*prompt_column='q', completion_column=None"),
     "completion-alone": ({"completion_column": "a"}, "set together, .*completion_column='a'"),
@@ -40,6 +49,11 @@ WRONG = {
     "words-as-messages": ({"messages_column": "words"}, r"holds List, not lists of messages; a message has a role and"),
     "no-content": ({"messages_column": "blocks"}, "not lists of messages; a message has a role and a content"),
     "number-as-content": ({"messages_column": "numbered"}, r"messages in column 'numbered' .* have a content of int64"),
+    "tools-alone": ({"tools_column": "blocks"}, "tools_column='blocks' needs conversations: set messages_column too"),
+    "number-as-tools": (
+        {"messages_column": "chat", "tools_column": "n"},
+        r"column 'n' of .* holds int64, not tools: lists of JSON schemas, or such lists as text",
+    ),
     "messages-as-text": ({"column": "chat"}, r"column 'chat' of .* holds List, not text"),
 }
 

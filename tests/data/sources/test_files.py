@@ -126,3 +126,47 @@ def test_files_that_cannot_be_used_say_why(tmp_path, cache, names, options, erro
         (tmp_path / name).write_bytes(content)
     with pytest.raises(error, match=message):
         Files(paths=[str(tmp_path / name) for name in names], **options).load(cache)
+
+
+def test_one_path_needs_no_list(write_jsonl, cache, tmp_path):
+    (tmp_path / "mine").mkdir()
+    path = write_jsonl(["first", "second"], "mine/documents.jsonl")
+    for given in (path, tmp_path / "mine" / "documents.jsonl", f"{tmp_path}/mine/*.jsonl", str(tmp_path / "mine")):
+        assert Files(paths=given).load(cache)["text"][:] == ["first", "second"], given
+    assert Files(paths=path) == Files(paths=[path])
+
+
+def test_a_folder_stands_for_the_documents_below_it(tmp_path, cache, caplog):
+    folder = tmp_path / "my [texts]"
+    for name in ("b/2.txt", "1.txt", "c.TXT", ".hidden.txt", ".git/3.txt", "picture.png"):
+        (folder / name).parent.mkdir(exist_ok=True, parents=True)
+        (folder / name).write_text(name)
+    assert Files(paths=str(folder)).load(cache)["text"][:] == ["1.txt", "b/2.txt", "c.TXT"]
+    assert "1 of the 4 files in" in caplog.text
+    assert "'picture.png' for one; they are left out" in caplog.text
+    both = Files(paths=[str(folder / "b"), str(folder / "1.txt")])
+    assert both.load(cache)["text"][:] == ["b/2.txt", "1.txt"]
+    assert len(Files(paths=str(folder), format="text").load(cache)) == 4
+
+
+def test_a_folder_without_documents_or_of_save_to_disk_is_named(tmp_path, cache):
+    (tmp_path / "a.png").write_text("")
+    with pytest.raises(FileNotFoundError, match=r"the folder '.*' holds no file of documents \(1 others\); known"):
+        Files(paths=str(tmp_path)).load(cache)
+    (tmp_path / "dataset_info.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"holds dataset_info\.json, as save_to_disk writes it: read it by DatasetFol"):
+        Files(paths=str(tmp_path)).load(cache)
+
+
+@pytest.mark.parametrize("given", ["texts", "texts/*.txt", '["texts"]', "1.txt", "2024"])
+def test_the_command_line_takes_a_path_or_a_list(given):
+    from jsonargparse import ArgumentParser
+
+    from packmamba.data.sources import Source
+
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--source", type=Source)
+    source = parser.instantiate_classes(parser.parse_args(["--source", "Files", "--source.paths", given])).source
+    assert source.paths == [given.strip('[]"')]
+    several = ["--source", "Files", "--source.paths+", "a", "--source.paths+", given]
+    assert parser.instantiate_classes(parser.parse_args(several)).source.paths == ["a", given.strip('[]"')]

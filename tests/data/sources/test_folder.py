@@ -28,7 +28,7 @@ def test_a_saved_dataset_dict_needs_a_split(tmp_path, cache):
 def test_folders_that_cannot_be_used_say_why(tmp_path, cache):
     with pytest.raises(FileNotFoundError, match=r"there is no folder '.*missing'"):
         DatasetFolder(path=str(tmp_path / "missing")).load(cache)
-    with pytest.raises(FileNotFoundError, match="is neither a `Dataset`"):
+    with pytest.raises(FileNotFoundError, match="holds no dataset; DatasetFolder reads"):
         DatasetFolder(path=str(tmp_path)).load(cache)
     Dataset.from_dict({"text": ["a"]}).save_to_disk(tmp_path / "saved")
     with pytest.raises(ValueError, match="holds one dataset without splits; leave split unset, got 'train'"):

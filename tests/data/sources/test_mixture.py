@@ -157,3 +157,25 @@ def test_a_part_of_a_mixture_that_repeats_documents_cannot_be_held_out(source):
             PackedDataModule(source=mixture)
         PackedDataModule(source=mixture, val_fraction=0)
         PackedDataModule(source=mixture, val_source=PythonDocs())
+
+
+def test_the_title_of_a_source_is_no_python_expression() -> None:
+    files = Files(paths=["a.jsonl", "b.jsonl"], column="body")
+    assert files.title == "Files: a.jsonl, b.jsonl"
+    assert PythonDocs().title == "PythonDocs"
+    mixed = Mixture(sources=[files, PythonDocs()], weights=[1.0, 2.0])
+    assert mixed.title == "Mixture: Files: a.jsonl, b.jsonl, PythonDocs"
+
+
+def test_it_says_which_documents_no_epoch_has(source, cache, monkeypatch):
+    said = []
+    monkeypatch.setattr("packmamba.data.sources.mixture.rank_zero_info", said.append)
+    few, many = source("a", 5), source("b", 400)
+    texts = Mixture(sources=[few, many], weights=[1, 1]).load(cache)["text"][:]
+    left = 400 - sum(text[0] == "b" for text in texts)
+    assert said == [
+        f"mixture: {len(texts)} documents an epoch, which ends when the first source runs out; never seen are {left} "
+        f"of the 400 documents of {many} (stopping_strategy: all_exhausted repeats the others instead)"
+    ]
+    Mixture(sources=[few, many], weights=[1, 1], stopping_strategy="all_exhausted").load(cache)
+    assert len(said) == 1

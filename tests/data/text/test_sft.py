@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import warnings
+
 import pytest
 
 pytest.importorskip("datasets")
@@ -109,6 +111,62 @@ def test_streamed_conversations_are_the_same_and_silent_ones_are_left_out(write_
     assert sum(batch.num_targets for batch in batches) == make(Files(**fields)).packs().num_targets.sum()
 
 
+def test_the_last_message_of_the_assistant_alone_is_trained_on_where_that_is_asked_for(conversations, make, caplog):
+    with caplog.at_level("INFO"):
+        module = make(conversations, train_on="last_assistant")
+        module.setup("fit")
+    texts = {doc: runs for batch in module.dataset() for doc, runs in predicted(batch).items()}
+    assert texts == {row: [f"{answers[-1]}<|im_end|>"] for row, answers in enumerate(ANSWERS)}
+    assert "row 0, the part between [[ and ]] has a loss:" in caplog.text
+    assert "<|im_start|>assistant\n[[answer 0.0<|im_end|><eos>]]" in caplog.text
+    everything = make(conversations)  # the same cache
+    assert module.packs().num_targets.sum() < everything.packs().num_targets.sum()
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["loaded", "streamed"])
+def test_sharegpts_fields_weights_and_tools_reach_the_batches(write_jsonl, make, caplog, tmp_path, streaming):
+    talk = [
+        {"from": "human", "value": "a?"},
+        {"from": "gpt", "value": "b", "weight": 0},
+        {"from": "human", "value": "c?"},
+        {"from": "gpt", "value": "d", "weight": 1},
+    ]
+    (tmp_path / "tools.jinja").write_text(
+        "{{ tools | tojson }}{% for message in messages %}{{ message.role }}:{% generation %}{{ message.content }};"
+        "{% endgeneration %}{% endfor %}"
+    )
+    rows = [{"talk": talk, "tools": [{"name": "f"}]}, {"talk": talk[:2], "tools": [{"name": "g"}]}]
+    source = Files(paths=write_jsonl(rows), messages_column="talk", tools_column="tools", streaming=streaming)
+    caplog.set_level("INFO")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of the second row, whose only answer weighs nothing
+        module = make(source, chat_template=str(tmp_path / "tools.jinja"))
+        module.setup("fit")
+        (batch,) = list(module.train_dataloader())
+    assert predicted(batch) == {0: ["d;"]}
+    assert ByteTokenizer().decode(batch.input_ids) == '[{"name": "f"}]user:a?;assistant:b;user:c?;assistant:d;'
+    assert "messages have ShareGPT's fields from and value; human is read as user, gpt as assistant" in caplog.text
+    assert "assistant:[[d;<eos>]]" in caplog.text
+
+
+@pytest.mark.parametrize("streaming", [False, True], ids=["loaded", "streamed"])
+def test_a_choice_of_messages_is_refused_for_plain_text(write_jsonl, make, streaming):
+    source = Files(paths=write_jsonl(["text"] * 3), streaming=streaming)
+    with pytest.raises(
+        ValueError, match=r"train_on='last_assistant' chooses messages .* holds plain text: set its mess"
+    ):
+        list(make(source, train_on="last_assistant").train_dataloader())
+    with pytest.raises(ValueError, match="unknown train_on 'last'; available: all_assistant, last_assistant"):
+        PackedDataModule(train_on="last")  # type: ignore[arg-type]
+
+
+def test_a_bad_weight_is_named_with_source_and_row(write_jsonl, make):
+    rows = [{"messages": talk(["yes"])}, {"messages": [{"role": "assistant", "content": "x", "weight": 0.5}]}]
+    source = Files(paths=write_jsonl(rows), messages_column="messages")
+    with pytest.raises(ValueError, match=r"Files\(.*\), row 1: message 1 has weight 0\.5, which must be 0"):
+        make(source)
+
+
 def test_a_message_without_a_role_is_named_with_source_and_row(write_jsonl, make):
     rows = [{"messages": talk(["yes"])}, {"messages": [{"role": None, "content": "x"}]}]
     source = Files(paths=[write_jsonl(rows, "chat.jsonl")], messages_column="messages")
@@ -143,6 +201,21 @@ def test_another_chat_template_does_not_resume(conversations, make, tmp_path):
     other.load_state_dict(state)
     with pytest.raises(ValueError, match=r"chat_template was '[0-9a-f]+' and is '[0-9a-f]+'"):
         other.train_dataloader()
+
+
+def test_another_choice_of_messages_does_not_resume_and_an_old_checkpoint_does(conversations, make):
+    module = make(conversations)
+    module.train_dataloader()
+    state = module.state_dict()
+    del state["fingerprint"]["train_on"]  # as checkpoints of earlier versions are
+    make(conversations).load_state_dict(state)
+    other = make(conversations, train_on="last_assistant")
+    other.load_state_dict(state)
+    with pytest.raises(ValueError, match="train_on was 'all_assistant' and is 'last_assistant'"):
+        other.train_dataloader()
+    same = make(conversations)
+    same.load_state_dict(state)
+    same.train_dataloader()
 
 
 def test_the_number_of_processes_must_not_be_negative():
