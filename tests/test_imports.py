@@ -52,7 +52,7 @@ ALLOWED["lit"] = ALLOWED["callbacks"] = {"training"}
 PUBLIC = """
 packmamba: HybridLM ModelConfig PackedBatch Packing __version__
 packmamba.attention: varlen_attention
-packmamba.callbacks: BestCheckpoint LastCheckpoint PackedProgressBar PredictionWriter default_callbacks
+packmamba.callbacks: EMA BestCheckpoint LastCheckpoint PackedProgressBar PredictionWriter default_callbacks
 packmamba.config: AttentionConfig Mamba1Config ModelConfig PRESETS
 packmamba.data: PackedDataModule
 packmamba.data.collate: collate

@@ -80,7 +80,8 @@ class LitHybridLM(LightningModule):
         Args:
             config: The model. Checkpoints store it as plain dicts, which are accepted here too.
             compute: How the model is computed; may differ from the checkpoint's.
-            compile: Whether torch.compile makes kernels of each layer, for a start that takes minutes.
+            compile: Whether torch.compile makes kernels of the layers, which takes seconds to minutes at the start;
+                attention layers stay as they are.
             optimizer: What changes the weights: AdamW, Muon, AdamW8bit, SGD, or a class of your own.
             schedule: How the learning rate changes after the warm-up: Cosine, WSD, Linear, Constant, or a class of
                 your own.

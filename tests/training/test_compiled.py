@@ -23,6 +23,8 @@ from tests.model.guarantee import small_config
 from tests.support import assert_close
 from tests.training.test_lit import CONFIG, Data, batch_of, documents, fit, make_trainer
 
+pytestmark = pytest.mark.slow
+
 DATA = Data([batch_of(documents([9, 5 + i, 20], seed=i)) for i in range(8)])
 
 
@@ -84,7 +86,6 @@ def test_a_run_goes_on_compiled_and_uncompiled(tmp_path: Path, monkeypatch: pyte
         assert_close(name, expected, weights[False, True][name], 1e-5)
 
 
-@pytest.mark.slow
 def test_the_compiler_of_this_machine_makes_the_same_model(tmp_path: Path) -> None:
     if not any(map(shutil.which, ("g++", "clang++"))):
         pytest.skip("needs a C++ compiler")
