@@ -51,7 +51,8 @@ options:
   --traceback show the whole traceback of an error in the input
               (also: PACKMAMBA_TRACEBACK=1)
 
-example:
+examples:
+  packmamba fit --config quickstart --check
   packmamba fit --config quickstart --trainer.max_steps 50
 """
 
