@@ -51,7 +51,8 @@ options:
   --traceback show the whole traceback of an error in the input
               (also: PACKMAMBA_TRACEBACK=1)
 
-example:
+examples:
+  packmamba fit --config quickstart --check
   packmamba fit --config quickstart --trainer.max_steps 50
 """
 
@@ -100,7 +101,7 @@ def _run(arguments: list[str]) -> int:
     if not sys.stderr.isatty():
         os.environ.setdefault("HF_DATASETS_DISABLE_PROGRESS_BARS", "1")  # they fill files with half-drawn bars
     file, _ = COMMANDS[arguments[0]]
-    if file in ("fit", "quickstart", "pack", "tokenizer"):
+    if file in ("fit", "quickstart"):
         import_lightning()
     module = importlib.import_module(f"packmamba.cli.{file}")
     takes_name = file == "fit"

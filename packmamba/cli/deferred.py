@@ -146,6 +146,5 @@ def _compiler_hidden() -> Iterator[None]:
         yield
     finally:
         del sys.modules[_COMPILER]
-        torch = sys.modules["torch"]
-        if torch.__dict__.get("_dynamo") is stand_in:
-            del torch._dynamo
+        if vars(sys.modules["torch"]).get("_dynamo") is stand_in:
+            del vars(sys.modules["torch"])["_dynamo"]

@@ -155,6 +155,7 @@ class PackmambaCLI(LightningCLI):
         self._before_run(self)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        assert self.subcommand is not None
         values = self.config_init[self.subcommand]
         given = values["trainer"]
         callbacks = self._output.callbacks(self.subcommand, values)

@@ -265,8 +265,11 @@ def _from_text(options: argparse.Namespace, rest: Sequence[str]) -> _Subject:
 def _parse_configuration(arguments: Sequence[str]) -> tuple[ArgumentParser, Namespace]:
     """As `data.configuration.parse_configuration`, with configurations by name, and raises UsageError for options
     that cannot be understood."""
+    from packmamba.cli.deferred import import_lightning
     from packmamba.cli.parser_errors import check_config_files
     from packmamba.cli.plain_errors import plain_errors
+
+    import_lightning()
     from packmamba.data.configuration import configuration_parser
 
     arguments = with_config_paths(arguments)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -137,7 +137,7 @@ def _any(callbacks: Any, kind: type) -> bool:
 
 
 @rank_zero_only
-def print_metrics(results: Sequence[dict[str, float]]) -> None:
+def print_metrics(results: Sequence[Mapping[str, float]]) -> None:
     """The numbers of an evaluation, a line each."""
     for name, value in (item for result in results for item in result.items()):
         number = f"{value:,.0f}" if name.endswith("/documents") else f"{value:.4f}"

@@ -222,9 +222,9 @@ def _decoded(tokenizer: Tokenizer, ids: np.ndarray) -> str:
     for name, key in (("bos_id", "bos_token"), ("eos_id", "eos_token")):
         if key in special:
             names[getattr(tokenizer, name)] = special[key]
-    names.pop(None, None)
+    framing = [token for token in names if token is not None]
     texts, begin = [], 0
-    for place in np.flatnonzero(np.isin(ids, list(names))).tolist():
+    for place in np.flatnonzero(np.isin(ids, framing)).tolist():
         texts += [tokenizer.decode(ids[begin:place]) if place > begin else "", names[int(ids[place])]]
         begin = place + 1
     return "".join([*texts, tokenizer.decode(ids[begin:]) if begin < ids.size else ""])

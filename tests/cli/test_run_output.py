@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+pytest.importorskip("lightning")
+
 from packmamba import cli
 from packmamba.cli.run_output import RunOutput
 from packmamba.errors import UsageError
