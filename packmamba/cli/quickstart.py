@@ -39,6 +39,7 @@ def main(argv: Sequence[str]) -> int:
         console.rule(f"1  Train: {arguments.config}")
 
     cli = run(["fit", "--config", arguments.config, *arguments.overrides], before_training)
+    assert isinstance(cli.trainer.logger, CSVLogger)
     folder = Path(cli.trainer.logger.log_dir)
     console.rule("2  Validate")
     _validate(cli)

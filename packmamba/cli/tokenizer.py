@@ -53,9 +53,14 @@ def main(argv: Sequence[str]) -> int:
 
 def _parse(argv: Sequence[str]) -> Namespace:
     set_parsing_settings(docstring_parse_attribute_docstrings=True)
-    strict = {"exit_on_error": False, "allow_abbrev": False}
-    parser = ArgumentParser(prog="packmamba tokenizer", description="Makes tokenizers.", **strict)
-    train = ArgumentParser(description="Trains a byte-level BPE tokenizer on the documents of a source.", **strict)
+    parser = ArgumentParser(
+        prog="packmamba tokenizer", description="Makes tokenizers.", exit_on_error=False, allow_abbrev=False
+    )
+    train = ArgumentParser(
+        description="Trains a byte-level BPE tokenizer on the documents of a source.",
+        exit_on_error=False,
+        allow_abbrev=False,
+    )
     for name, kind, default, text in (
         ("source", Source, PythonDocs(), "Documents to train on."),
         ("vocab_size", int, 8192, "Tokens at most; the 256 bytes and four special tokens are among them."),

@@ -39,7 +39,7 @@ def test_an_option_that_does_nothing_is_refused_on_the_command_line_and_said_of_
 def test_a_file_that_nothing_reads_is_always_refused(name: str, tmp_path: Path) -> None:
     np.save(tmp_path / "embeddings.npy", np.ones((2, 2)))
     (tmp_path / "chat.jinja").write_text("{{ messages }}")
-    file = str(tmp_path / ("embeddings.npy" if name == "embeddings" else "chat.jinja"))
+    file: Any = str(tmp_path / ("embeddings.npy" if name == "embeddings" else "chat.jinja"))
     with pytest.raises(UsageError, match=rf"data\.{name} .*{Path(file).name} does nothing"):
         refuse_unused(PackedDataModule(**{name: file}).options, ())
 
@@ -47,7 +47,7 @@ def test_a_file_that_nothing_reads_is_always_refused(name: str, tmp_path: Path) 
 def test_options_that_something_looks_at_are_not_named(tmp_path: Path) -> None:
     np.save(tmp_path / "embeddings.npy", np.ones((2, 2)))
     (tmp_path / "chat.jinja").write_text("{{ messages }}")
-    for options in (
+    several: tuple[dict[str, Any], ...] = (
         {},
         {"strategy": "local_greedy", "buffer": 5},
         {
@@ -61,7 +61,8 @@ def test_options_that_something_looks_at_are_not_named(tmp_path: Path) -> None:
             "max_val_documents": 5,
         },
         {"source": Files(paths=["a.jsonl"], streaming=True), "section_documents": 5, "val_fraction": 0.0},
-    ):
+    )
+    for options in several:
         assert refuse_unused(PackedDataModule(**options).options, ()) == []
 
 
