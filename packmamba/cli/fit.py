@@ -90,7 +90,7 @@ class PackmambaCLI(LightningCLI):
         with usage_of("--data.cache_dir"):
             Path(self._get(self.config, "data").cache_dir).expanduser().mkdir(parents=True, exist_ok=True)
 
-        self._going_on.check(self.config[self.subcommand], _log_root(trainer))
+        self._going_on.check(self.config[self._arguments[0]], _log_root(trainer))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(self._arguments)
@@ -109,7 +109,7 @@ class PackmambaCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         with usage_errors_behind():
             super().instantiate_classes()
-        self._going_on.set_checkpoint(self.config_init[self.subcommand])
+        self._going_on.set_checkpoint(self.config_init[self._arguments[0]])
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given = self._get(self.config_init, "trainer")

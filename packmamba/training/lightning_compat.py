@@ -20,6 +20,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 # Counters: where a run stands. Lightning saves and restores them with its loops.
@@ -79,6 +80,11 @@ def begin_next_epoch(trainer: Any, total: int) -> None:
         counter.started = counter.processed = counter.completed = counter.ready
     fit_loop._restarting = False  # the property would set it again where `max_steps` is given
     fit_loop.epoch_loop.restarting = False
+
+
+def rank_of_process() -> int:
+    """This process's rank by its environment, also before there is a Trainer."""
+    return rank_zero_only.rank  # pyright: ignore[reportFunctionMemberAccess]
 
 
 # The Trainer's connectors: attributes that it has, but does not document or annotate.
