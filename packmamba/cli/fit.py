@@ -122,7 +122,7 @@ class PackmambaCLI(LightningCLI):
         with usage_of("data.cache_dir"):
             require_writable(Path(self._get(self.config, "data").cache_dir).expanduser())
 
-        self._going_on.check(self.config[self.subcommand], _log_root(trainer))
+        self._going_on.check(self.config[self._arguments[0]], _log_root(trainer))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         if wants_help(self._arguments):
@@ -146,7 +146,7 @@ class PackmambaCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         with usage_errors_behind():
             super().instantiate_classes()
-        self._going_on.set_checkpoint(self.config_init[self.subcommand])
+        self._going_on.set_checkpoint(self.config_init[self._arguments[0]])
 
     def after_instantiate_classes(self) -> None:
         if self.config[self.subcommand].get("untrained"):

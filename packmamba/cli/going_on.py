@@ -11,12 +11,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
-from lightning.pytorch.utilities import rank_zero_only
-
 from packmamba.errors import UsageError, usage_of
 from packmamba.training.checkpoint_files import require_whole
 from packmamba.training.checkpoints import LastCheckpoint
-from packmamba.training.lightning_compat import end_other_ranks
+from packmamba.training.lightning_compat import end_other_ranks, rank_of_process
 from packmamba.training.run_folder import (
     check_name,
     claim_version,
@@ -71,7 +69,7 @@ class GoingOn:
 
     def claim_version(self) -> int | None:
         """The number of this run's folder, which no other run gets; None on other ranks than 0, which write nothing."""
-        if rank_zero_only.rank != 0:
+        if rank_of_process() != 0:
             return None
         assert self._folder is not None
         if self._version is None:
@@ -119,7 +117,7 @@ def checkpoint_to_resume(root: Path, name: str) -> str | None:
         return os.environ[_CHOSEN] or None
     checkpoint, damaged = newest_checkpoint(root, name)
     os.environ[_CHOSEN] = str(checkpoint or "")
-    if rank_zero_only.rank == 0:
+    if rank_of_process() == 0:
         for path, damage in damaged.items():
             print(f"--resume auto: not from {path}: {damage}")
         if checkpoint is None:

@@ -124,7 +124,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         try:
             with new_file(path, keep=self.kept.get(str(path), 1)) as file:
-                output = _Output(file)
+                output: Any = _Output(file)
                 try:
                     torch.save(checkpoint, output)
                 except RuntimeError:  # torch's own, about positions in the file, in the place of the write's

@@ -29,7 +29,7 @@ from packmamba.training.lightning_compat import (
 from packmamba.training.stopping import NAMES, StopSignals, exception_of
 
 _SAVE_IS_DUE = 1
-"""Below every signal's number among the things that ranks agree on, but SIGHUP's."""
+"""Below every signal's number among the things that ranks agree on."""
 
 
 class LastCheckpoint(ModelCheckpoint):
@@ -84,6 +84,12 @@ class LastCheckpoint(ModelCheckpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         use_atomic_files(trainer)
         super().setup(trainer, pl_module, stage)
+        if stage == "fit" and trainer.world_size > 1:
+            path = trainer.strategy.broadcast(str(trainer.ckpt_path))
+            if agreed_maximum(trainer, int(path != str(trainer.ckpt_path))):
+                raise UsageError(
+                    f"the ranks do not go on from the same checkpoint; rank 0 does from {path}: name it by --ckpt_path"
+                )
 
     @property
     def stop_signal(self) -> int:
@@ -186,7 +192,11 @@ class LastCheckpoint(ModelCheckpoint):
 
     def _began(self, trainer: Trainer) -> bool:
         """Whether there is anything to save: an optimiser step taken by this process."""
-        return self._batch_end is not None and trainer.global_step > self._first_step and not trainer.fast_dev_run
+        return (
+            self._batch_end is not None
+            and trainer.global_step > self._first_step
+            and not getattr(trainer, "fast_dev_run", False)
+        )
 
     def _save_at_stop(self, trainer: Trainer, exception: BaseException, *, agreed: bool) -> None:
         assert self._batch_end is not None

@@ -21,6 +21,7 @@ from lightning.pytorch.plugins.precision import MixedPrecision, Precision
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers import _MultiProcessingLauncher, _SubprocessScriptLauncher
 from lightning.pytorch.trainer.states import TrainerFn, TrainerStatus
+from lightning.pytorch.utilities import rank_zero_only
 from torch import Tensor
 
 # Counters: where a run stands. Lightning saves and restores them with its loops.
@@ -107,6 +108,11 @@ def validate_now(trainer: Any) -> None:
     trainer.fit_loop.epoch_loop.val_loop.run()
     trainer.training = True
     trainer._logger_connector._first_loop_iter = first_loop_iter
+
+
+def rank_of_process() -> int:
+    """This process's rank by its environment, also before there is a Trainer."""
+    return rank_zero_only.rank  # pyright: ignore[reportFunctionMemberAccess]
 
 
 # The Trainer's connectors: attributes that it has, but does not document or annotate.

@@ -12,10 +12,9 @@ import threading
 from types import FrameType
 from typing import Any
 
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-from packmamba.training.lightning_compat import restores_handlers
+from packmamba.training.lightning_compat import rank_of_process, restores_handlers
 
 NAMES: dict[int, str] = {signal.SIGINT: "Ctrl-C", signal.SIGTERM: "SIGTERM", signal.SIGUSR1: "SIGUSR1"}
 """The signals that end training, in words."""
@@ -102,7 +101,7 @@ class StopSignals:
         elif not self.received:
             self.received = signum
             self._leave_children()
-            if rank_zero_only.rank == 0:
+            if rank_of_process() == 0:
                 again = "; once more to stop at once" if signum == signal.SIGINT else ""
                 # print could find itself in the middle of a print
                 os.write(2, f"\n{NAMES[signum]}: training stops after this batch{again}\n".encode())
