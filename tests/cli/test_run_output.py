@@ -33,7 +33,7 @@ def test_without_a_terminal_training_says_in_lines_of_text_how_it_goes(
     assert "lr 1.0e-03" in lines[0]
     assert lines[0].endswith(" tokens/s")
     assert lines[1].startswith("step 2/3  validation  loss ")
-    assert lines[-1].startswith("step 3/3  loss ")
+    assert any(line.startswith("step 3/3  loss ") for line in lines)
     assert "attention                1           4,128" in error
     assert "FLOPs" in error
     assert "Trainable params" not in error  # Lightning's summary
@@ -100,7 +100,7 @@ def test_predictions_go_where_output_says(project: Path, capsys: pytest.CaptureF
         (["predict", "--output"], "--output needs a file"),
         (["predict", "--output", "--overwrite"], "--output needs a file"),
         (["predict", "--output", "."], "'.' is a folder; name a file in it"),
-        (["predict", "--output", "docs.jsonl/losses.jsonl"], "--output: 'docs.jsonl"),
+        (["predict", "--output", "docs.jsonl/losses.jsonl"], "'docs.jsonl' is a file, not a folder"),
     ],
 )
 def test_an_output_that_cannot_be_written_is_refused_before_anything_runs(
