@@ -115,7 +115,7 @@ class PackmambaCLI(LightningCLI):
         with usage_of("data.cache_dir"):
             require_writable(Path(self._get(self.config, "data").cache_dir).expanduser())
 
-        self._going_on.check(self.config[self.subcommand], _log_root(trainer))
+        self._going_on.check(self.config[self._arguments[0]], _log_root(trainer))
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         self.config = parser.parse_args(self._arguments)
@@ -135,24 +135,24 @@ class PackmambaCLI(LightningCLI):
     def instantiate_classes(self) -> None:
         with usage_errors_behind():
             super().instantiate_classes()
-        self._going_on.set_checkpoint(self.config_init[self.subcommand])
+        self._going_on.set_checkpoint(self.config_init[self._arguments[0]])
 
     def after_instantiate_classes(self) -> None:
-        if self.config[self.subcommand].get("untrained"):
+        if self.config[self._arguments[0]].get("untrained"):
             rank_zero_info("weights: random, as --untrained asks; nothing has been learned")
         require_backend(self.model, self.trainer.strategy.root_device, str(self.trainer.precision))
         self._before_run(self)
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         given = self._get(self.config_init, "trainer")
-        values = self.config[self.subcommand]
+        values = self.config[self._arguments[0]]
         callbacks = list(given.get("callbacks") or [])
         self.datamodule.allow_other_data = bool(values.get("allow_other_data"))
         monitored = [
             *callbacks,
             *(self._get(self.config_init, key) for key in self._parser(self.subcommand).callback_keys),
         ]
-        check_run(self.subcommand, self._arguments, values, self.model, self.datamodule, monitored)
+        check_run(self._arguments[0], self._arguments, values, self.model, self.datamodule, monitored)
         if given.get("enable_progress_bar") is not False and not any(isinstance(c, ProgressBar) for c in callbacks):
             callbacks.append(PackedProgressBar())
         if self.subcommand == "predict" and not any(isinstance(c, PredictionWriter) for c in callbacks):
