@@ -35,6 +35,10 @@ from packmamba.training.lit import LitHybridLM
 from packmamba.training.validation import FinalValidation
 from packmamba.visible_pairs import AttentionCost
 
+OF_ONE_START = ("resume", "untrained", "allow_other_data")
+"""Options that say how a command was started, not what a run is: they are left out of its saved configuration, which
+goes with every command."""
+
 TRAINER_DEFAULTS = {
     "gradient_clip_val": 1.0,
     "log_every_n_steps": 10,
@@ -47,6 +51,9 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         if trainer.logger is None:
             return
+        self.config = self.config.clone()
+        for option in OF_ONE_START:
+            self.config.pop(option, None)
         # The logger makes the folder; it warns where a file is there before it.
         _ = trainer.logger.experiment  # pyright: ignore[reportAttributeAccessIssue]
         super().setup(trainer, pl_module, stage)
@@ -149,7 +156,7 @@ class PackmambaCLI(LightningCLI):
         self._going_on.set_checkpoint(self.config_init[self._arguments[0]])
 
     def after_instantiate_classes(self) -> None:
-        if self.config[self.subcommand].get("untrained"):
+        if self.config[self._arguments[0]].get("untrained"):
             rank_zero_info("weights: random, as --untrained asks; nothing has been learned")
         require_backend(self.model, self.trainer.strategy.root_device, str(self.trainer.precision))
         self._before_run(self)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import sys
@@ -38,20 +39,23 @@ class GoingOn:
         self._checkpoint: str | None = None
 
     def add_arguments(self, parser: Any) -> None:
-        if self._given[0] == "fit":
-            parser.add_argument(
-                "--resume",
-                type=Literal["auto"] | None,
-                default=None,
-                help="auto: go on from the newest whole checkpoint of this --name, or begin where there is none; the "
-                "same command starts a run and restarts it.",
-            )
+        parser.add_argument(
+            "--resume",
+            type=Literal["auto"] | None,
+            default=None,
+            help="auto: go on from the newest whole checkpoint of this --name, or begin where there is none; the "
+            "same command starts a run and restarts it."
+            if self._given[0] == "fit"
+            else argparse.SUPPRESS,  # only so that a configuration of fit, where it is null, can be read
+        )
 
     def check(self, values: Any, root: Path) -> None:
         """Raises UsageError for a name, `--resume` or `--ckpt_path` that cannot be used, and finds the checkpoint to
         resume. values: the command's options. root: the folder of all runs."""
         name, given, resume = check_name(values["name"]), values.get("ckpt_path"), values.get("resume")
         self._folder = root, name
+        if resume and self._given[0] != "fit":
+            raise UsageError(f"resume {resume!r} goes with fit; {self._given[0]} takes --ckpt_path FILE")
         if given and resume:
             raise UsageError(f"--resume auto chooses the checkpoint itself: leave out --ckpt_path {given}, or --resume")
         if given in ("last", "best"):

@@ -323,7 +323,7 @@ def _accepted(problem: str) -> tuple[list[str], list[str]]:
         elif kind.startswith("tuple"):
             accepted[f"a list of {kind.rpartition(' ')[2]}"] = None
         else:
-            accepted |= dict.fromkeys(_KINDS.get(kind, kind[8:-2].rpartition(".")[2]).split(" or "))
+            accepted |= dict.fromkeys((_KINDS.get(kind) or kind[8:-2].rpartition(".")[2]).split(" or "))
     if choices:  # a choice that is a number says so itself
         accepted.pop("a whole number", None)
     return sorted(accepted, key=lambda kind: kind == "null"), choices

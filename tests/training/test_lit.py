@@ -361,5 +361,5 @@ class TestCheckpoints:
             callbacks=[LastCheckpoint()],
         )
         checkpoints = sorted(path.name for path in (tmp_path / "checkpoints").iterdir())
-        assert checkpoints == ["last.ckpt"]
+        assert checkpoints == ["last-1.ckpt", "last.ckpt"]
         assert torch.load(tmp_path / "checkpoints" / "last.ckpt", weights_only=True)["global_step"] == 7
