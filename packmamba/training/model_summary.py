@@ -10,9 +10,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.utilities import rank_zero_only
 from torch import nn
-from torch.overrides import TorchFunctionMode
 
-from packmamba.config import ModelConfig
 from packmamba.model import HybridLM, training_flops
 from packmamba.training.lightning_compat import datamodule_of
 from packmamba.training.lit import LitHybridLM
@@ -39,30 +37,17 @@ class Part:
     parameters: int
 
 
-def parts_of(config: ModelConfig) -> list[Part]:
-    """The parts of a model with this configuration: embedding, kinds of layers (their norms included) in the order of
-    the pattern, the last norm, and an output head with weights of its own."""
-    with torch.device("meta"), _WithoutValues():
-        model = HybridLM(config)
+def parts_of(model: HybridLM) -> list[Part]:
+    """The parts of a model: embedding, kinds of layers (their norms included) in the order of the pattern, the last
+    norm, and an output head with weights of its own."""
     by_kind: dict[str, list[int]] = {}
-    for name, layer in zip(config.layer_names, model.backbone.layers, strict=True):
+    for name, layer in zip(model.config.layer_names, model.backbone.layers, strict=True):
         by_kind.setdefault(name, []).append(_size(layer))
     parts = [Part("embedding", None, _size(model.backbone.embedding))]
     parts += [Part(name, len(sizes), sum(sizes)) for name, sizes in by_kind.items()]
     parts += [Part("last norm", None, _size(model.backbone.norm_f))]
     head = _size(model) - sum(part.parameters for part in parts)
     return [*parts, Part("output head", None, head)] if head else parts
-
-
-class _WithoutValues(TorchFunctionMode):
-    """Leaves parameters as they are made: drawing values for the meta device imports torch's compiler."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        random = getattr(func, "__name__", "") in ("normal_", "uniform_", "trunc_normal_")
-        if random or getattr(func, "__module__", "") == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
 
 
 def _size(module: nn.Module) -> int:
@@ -72,7 +57,11 @@ def _size(module: nn.Module) -> int:
 def describe_model(lit: LitHybridLM, *, capacity: int | None, precision: str | None) -> list[str]:
     """Lines of at most 80 characters. capacity: tokens of a pack, for which FLOPs are counted; None: they are left out.
     precision: of the Trainer."""
-    parts = parts_of(lit.config)
+    model = lit.model
+    if model is None:
+        with torch.device("meta"):
+            model = HybridLM(lit.config)
+    parts = parts_of(model)
     total = sum(part.parameters for part in parts)
     lines = [f"{'':<18}{'layers':>8}{'parameters':>16}{'':>9}"]
     for part in parts:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-UNUSED = {"transformers", "matplotlib", "tensorboard", "wandb", "torchmetrics.functional", "torch._dynamo"}
+UNUSED = {"transformers", "matplotlib", "tensorboard", "wandb", "torchmetrics.functional"}
 
 
 def loaded_after(code: str, folder: Path, **environment: str) -> tuple[set[str], str]:
@@ -30,12 +30,19 @@ def loaded_after(code: str, folder: Path, **environment: str) -> tuple[set[str],
 
 
 @pytest.mark.slow
-def test_a_check_imports_neither_the_compiler_nor_metrics_nor_plots(project: Path) -> None:
+def test_a_check_imports_neither_metrics_nor_plots_nor_loggers(project: Path) -> None:
     code = "from packmamba.cli import main; assert main(['fit', '--config', 'config.yaml', '--check']) == 0"
     loaded, printed = loaded_after(code, project)
     assert "One pack" in printed
     assert "lightning.pytorch" in loaded
     assert loaded & UNUSED == set()
+
+
+@pytest.mark.slow
+def test_printing_a_configuration_does_not_import_the_compiler(project: Path) -> None:
+    code = "from packmamba.cli import main; assert main(['fit', '--config', 'config.yaml', '--print_config']) == 0"
+    loaded, _ = loaded_after(code, project)
+    assert loaded & (UNUSED | {"torch._dynamo"}) == set()
 
 
 @pytest.mark.slow

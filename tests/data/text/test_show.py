@@ -1,4 +1,8 @@
 import numpy as np
+import pytest
+
+pytest.importorskip("datasets")
+pytest.importorskip("lightning")
 
 from packmamba.data.text.show import marked_text
 from packmamba.data.text.tokenizers import ByteTokenizer
