@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import importlib.util
 import itertools
+import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -26,7 +27,7 @@ from packmamba.cli.parser_errors import PlainParser
 from packmamba.compare.modes import PACKING_STRATEGIES
 from packmamba.compare.report import add_device, chosen_device, positive
 from packmamba.compare.sweep import Sweep, SweepOptions
-from packmamba.compare.tables import breakdown_table, markdown, table
+from packmamba.compare.tables import ESSENTIAL, as_text, breakdown_table, markdown, table
 from packmamba.compare.throughput import Precision
 from packmamba.config import Recompute
 from packmamba.data.lengths import DISTRIBUTIONS
@@ -147,10 +148,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _finish(sweep: Sweep, options: argparse.Namespace) -> None:
     rows, shares = sweep.report["results"], sweep.report["breakdown"]
-    text = markdown(table(rows)) if rows else "nothing was measured"
-    if shares:
-        text += "\n\n" + markdown(breakdown_table(shares))
-    print(text)
+    tables = [*([table(rows)] if rows else []), *([breakdown_table(shares)] if shares else [])]
+    text = "\n\n".join(map(markdown, tables)) or "nothing was measured"
+    width = shutil.get_terminal_size().columns  # 80 where there is no terminal
+    print("\n\n".join(as_text(lines, width, ESSENTIAL) for lines in tables) or text)
     with usage_of("--output"):
         (options.output / "compare.md").write_text(text + "\n")
     written = [options.output / "compare.json", options.output / "compare.md"]
@@ -159,7 +160,7 @@ def _finish(sweep: Sweep, options: argparse.Namespace) -> None:
 
         for drawn in draw_all(rows, shares, options.output, sweep.report["environment"]["device"]):
             written += files_of(drawn)
-    print("Real tokens only; every mode found the same loss on the untrained model before it was timed.")
+    print("Real tokens only; every mode found the same loss on the untrained model before\nit was timed.")
     for path in written:
         print(path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any
 
 Row = dict[str, Any]
@@ -11,6 +12,9 @@ MODEL = ("model", "layer_pattern", "recompute")
 """What rows of one model have in common."""
 CASE = (*MODEL, "lengths", "mean_length")
 """What rows of one comparison have in common, beside the capacity."""
+
+ESSENTIAL = ("real tokens/s", "packed is", "padding", "forward", "backward")
+"""Columns that a narrow terminal has before others."""
 
 WORDS = {
     "model": "{}",
@@ -38,10 +42,10 @@ def case_words(row: Row, names: Sequence[str]) -> str:
 
 def table(rows: Sequence[Row]) -> list[list[str]]:
     """Header and rows of the comparison, as texts."""
-    varying = [name for name in (*CASE, "capacity") if len({row[name] for row in rows}) > 1]
+    told = varying(rows, (*CASE, "capacity"))
     lines = [
         [
-            *(name.replace("_", " ") for name in varying),
+            *(name.replace("_", " ") for name in told),
             "mode",
             "real tokens/s (slowest - fastest)",
             "forward + backward",
@@ -54,7 +58,7 @@ def table(rows: Sequence[Row]) -> list[list[str]]:
         ]
     ]
     for row in rows:
-        line = [f"{row[name]:,}" if isinstance(row[name], int) else str(row[name]) for name in varying]
+        line = [f"{row[name]:,}" if isinstance(row[name], int) else str(row[name]) for name in told]
         line.append(f"`{row['mode']}`")
         if row["status"] != "ok":
             lines.append([*line, f"{row['status']}: {row['detail']}", *[""] * 7])
@@ -94,9 +98,57 @@ def _packed_of(row: Row, rows: Sequence[Row]) -> Row | None:
 def markdown(lines: Sequence[Sequence[str]]) -> str:
     """The first column, and those up to `mode` or `part`, are aligned to the left, numbers after them to the right."""
     header, *rows = lines
-    left = 1 + next((i for i, name in enumerate(header) if name in ("mode", "part")), 0)
+    left = _left_columns(header)
     rule = ["---"] * left + ["---:"] * (len(header) - left)
     return "\n".join(f"| {' | '.join(line)} |" for line in [header, rule, *rows])
+
+
+def as_text(lines: Sequence[Sequence[str]], width: int, essential: Sequence[str]) -> str:
+    """The table for a terminal: aligned, with those of its columns that fit into `width` characters. Spreads, which
+    cells have in brackets, are columns of their own.
+
+    essential: names of columns that are wanted before the others. A row that only has a remark has it below it.
+    """
+    header, *rows = _with_spreads_apart([[cell.strip("`") for cell in line] for line in lines])
+    left = _left_columns(header)
+    remarked = [len(row) > left + 1 and not any(row[left + 1 :]) for row in rows]
+    measured = [row for row, has_remark in zip(rows, remarked, strict=True) if not has_remark]
+    widths = [max(map(len, (*name.split(), *(row[i] for row in measured)))) for i, name in enumerate(header)]
+    for row in rows:
+        widths[:left] = [max(size, len(cell)) for size, cell in zip(widths, row[:left], strict=False)]
+    kept: list[int] = []
+    wanted = [*range(left), *(header.index(name) for name in essential if name in header)]
+    for i in [*wanted, *(i for i in range(len(header)) if i not in wanted)]:
+        if not kept or sum(widths[j] + 2 for j in (*kept, i)) - 2 <= width:
+            kept.append(i)
+    kept.sort()
+
+    def aligned(cells: Sequence[str]) -> str:
+        sized = zip(kept, cells, strict=False)
+        return "  ".join(c.ljust(widths[i]) if i < left else c.rjust(widths[i]) for i, c in sized).rstrip()
+
+    words = [wrap(header[i], widths[i]) for i in kept]
+    depth = max(map(len, words))
+    text = [aligned(line) for line in zip(*([""] * (depth - len(word)) + word for word in words), strict=True)]
+    for row, has_remark in zip(rows, remarked, strict=True):
+        text.append(aligned([row[i] for i in kept if not has_remark or i < left]))
+        if has_remark:
+            text += wrap(row[left], width, initial_indent="    ", subsequent_indent="    ")
+    return "\n".join(text)
+
+
+def _with_spreads_apart(lines: list[list[str]]) -> list[list[str]]:
+    """`5,575 (5,349 - 6,497)` as two cells, where the header is such a cell too."""
+    for i in reversed([i for i, name in enumerate(lines[0]) if name.endswith(")")]):
+        for line in lines:
+            value, _, spread = line[i].partition(" (") if line[i].endswith(")") else (line[i], "", "")
+            line[i : i + 1] = [value, spread.removesuffix(")")]
+    return lines
+
+
+def _left_columns(header: Sequence[str]) -> int:
+    """Columns that say what a row is about; numbers follow."""
+    return 1 + next((i for i, name in enumerate(header) if name in ("mode", "part")), 0)
 
 
 def breakdown_table(rows: Sequence[Row]) -> list[list[str]]:

@@ -21,9 +21,6 @@ _OTHER_SECTIONS = (
     "best_checkpoint",
     "last_checkpoint",
     "ckpt_path",
-    "resume",
-    "untrained",
-    "allow_other_data",
     "weights_only",
 )
 """What a configuration of `packmamba fit` holds beside `data`."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import sys
 import types
 
@@ -19,6 +20,7 @@ from packmamba.compare import throughput
 from packmamba.compare.breakdown import OPTIMIZER, REST, break_down
 from packmamba.compare.modes import make_batches, parse_mode
 from packmamba.compare.peers import why_missing
+from packmamba.compare.tables import ESSENTIAL, as_text
 from packmamba.compare.throughput import Comparison, Trainee
 from packmamba.config import ComputeOptions, ModelConfig
 from packmamba.errors import UsageError
@@ -71,9 +73,10 @@ class TestCommand:
             assert (tmp_path / "out" / name).read_bytes().startswith(b"\x89PNG")
         assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
         printed = capsys.readouterr().out
-        assert "| mode |" in printed
-        assert printed.count("`single`") == 4
-        assert (tmp_path / "out" / "compare.md").read_text().strip() in printed
+        assert len(re.findall(r" single\b", printed)) == 4
+        written = (tmp_path / "out" / "compare.md").read_text()
+        assert "| mode |" in written
+        assert written.count("`single`") == 4
 
     def test_missing_peers_are_listed(self, tmp_path, model_file, monkeypatch, capsys):
         monkeypatch.setitem(sys.modules, "mamba_ssm", None)
@@ -141,6 +144,22 @@ class TestCommand:
         assert len(set(names)) == len(names)
 
 
+def test_a_terminal_shows_the_columns_that_fit_it_and_remarks_below_their_row():
+    lines = [
+        ["model", "mode", "real tokens/s (slowest - fastest)", "padding", "steps", "packed is"],
+        ["tiny", "`packed`", "900 (800 - 950)", "0.0%", "3", ""],
+        ["tiny", "`single`", "300 (290 - 310)", "0.0%", "38", "3.00×"],
+        ["tiny", "`mamba-ssm/padded:8`", "missing: no such module", "", "", ""],
+    ]
+    narrow, wide = as_text(lines, 48, ESSENTIAL), as_text(lines, 120, ESSENTIAL)
+    assert max(map(len, narrow.splitlines())) <= 48
+    assert "3.00×" in narrow
+    assert "38" not in narrow
+    assert "800 - 950" not in narrow
+    assert "800 - 950" in wide
+    assert narrow.splitlines()[-2:] == ["tiny   mamba-ssm/padded:8", "    missing: no such module"]
+
+
 REFUSED = """
     mode | --modes sorted | unknown mode 'sorted'; available: packed, padded
     preset | --models mamba-3b | unknown model 'mamba-3b': neither a file nor a preset; did you mean 'mamba-
@@ -169,7 +188,8 @@ sys.exit(compare.main({[*options, "--device", "cpu", "--modes", "packed", "singl
 """
     done = run_on_a_bare_machine(code, tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "`single`" in done.stdout
+    assert "\nsingle " in done.stdout
+    assert all(len(line) <= 80 for line in done.stdout.splitlines())
 
 
 def test_cuda_where_there_is_none_is_refused(monkeypatch):

@@ -68,7 +68,7 @@ def test_other_ranks_keep_the_tokens_of_a_step_and_train_on_what_is_left(data, t
     resumed, _ = train_as_ranks(data, tmp_path, monkeypatch, 2, 2, checkpoint=path, max_epochs=1)
     by_tokens = [Recorder() for _ in range(2)]
     for rank, model in enumerate(by_tokens):
-        monkeypatch.setattr(PackedDataModule, "_replicas", lambda self, rank=rank: (2, rank))
+        monkeypatch.setattr("packmamba.data.datamodule.data_ranks", lambda trainer, rank=rank: (2, rank))
         trainer(max_epochs=1).fit(model, datamodule=data(tokens_per_step=480), ckpt_path=path)
     assert [model.seen for model in by_tokens] == resumed
     everything = documents_of([whole], 0, learned) + documents_of(resumed)

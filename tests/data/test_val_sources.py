@@ -38,7 +38,7 @@ def test_each_set_has_a_loader_with_all_of_its_documents(make):
 def test_ranks_share_each_set(make, monkeypatch):
     seen = ([], [])
     for rank in (0, 1):
-        monkeypatch.setattr(PackedDataModule, "_replicas", lambda self, rank=rank: (2, rank))
+        monkeypatch.setattr("packmamba.data.datamodule.data_ranks", lambda trainer, rank=rank: (2, rank))
         module = make()
         module.setup("validate")
         for docs, loader in zip(seen, module.val_dataloader(), strict=True):

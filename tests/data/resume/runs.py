@@ -12,7 +12,6 @@ import lightning.pytorch as pl
 import pytest
 import torch
 
-from packmamba.data import PackedDataModule
 from packmamba.training.validation import FinalValidation
 
 QUIET = [
@@ -124,7 +123,7 @@ def train_as_ranks(data, tmp_path: Path, monkeypatch, ranks: int, accumulation: 
     """
     models, saved = [Recorder() for _ in range(ranks)], {}
     for rank in reversed(range(ranks)):
-        monkeypatch.setattr(PackedDataModule, "_replicas", lambda self, rank=rank: (ranks, rank))
+        monkeypatch.setattr("packmamba.data.datamodule.data_ranks", lambda trainer, rank=rank: (ranks, rank))
         _, saved = train(data, tmp_path, model=models[rank], accumulate_grad_batches=accumulation, **options)
     for begin, end in itertools.pairwise([0, *models[0].steps]):
         announced = {targets for model in models for _, targets in model.seen[begin:end]}
