@@ -282,7 +282,7 @@ def end_other_ranks(trainer: Any) -> None:
         launcher.kill(signal.SIGTERM)
 
 
-def newest_checkpoint(trainer: Any) -> str | None:
+def checkpoint_saved_last(trainer: Any) -> str | None:
     """The checkpoint that this run saved last, or else the one that it began with; None if there is neither."""
     saved = [
         path

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from packmamba.errors import NonFiniteError
 from packmamba.packing import PackedBatch
-from packmamba.training.lightning_compat import gradient_scale, newest_checkpoint, scales_gradients
+from packmamba.training.lightning_compat import checkpoint_saved_last, gradient_scale, scales_gradients
 
 OnNonFinite = Literal["stop", "skip"]
 """What follows a loss or gradient that is not finite."""
@@ -243,5 +243,5 @@ def _known_culprits(step: Step) -> str:
 
 
 def _how_to_go_on(module: LightningModule) -> str:
-    path = newest_checkpoint(module.trainer)
+    path = checkpoint_saved_last(module.trainer)
     return "no checkpoint has been saved yet" if path is None else f"the last good checkpoint is {path}"
