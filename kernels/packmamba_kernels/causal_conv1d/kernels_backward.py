@@ -12,7 +12,8 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from packmamba_kernels.causal_conv1d.kernels_forward import load_filters, load_history, sigmoid
+from packmamba_kernels.causal_conv1d.kernels_forward import load_filters, load_history
+from packmamba_kernels.runtime.kernel_functions import sigmoid
 
 
 @triton.jit(do_not_specialize=["num_segments", "segments_per_program"])

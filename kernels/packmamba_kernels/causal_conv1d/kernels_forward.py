@@ -20,16 +20,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-LOG2_E = tl.constexpr(1.4426950408889634)
-
-
-@triton.jit
-def sigmoid(b_y):
-    """1 / (1 + e^-y). In fp32 by a reciprocal square root, which is one instruction; a division takes five more."""
-    if b_y.dtype == tl.float64:
-        return 1.0 / (1.0 + tl.exp(-b_y))
-    b_r = tl.rsqrt(1.0 + tl.exp2(-b_y * LOG2_E))
-    return b_r * b_r
+from packmamba_kernels.runtime.kernel_functions import sigmoid
 
 
 @triton.jit

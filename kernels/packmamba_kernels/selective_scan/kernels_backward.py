@@ -21,6 +21,7 @@ import triton
 import triton.language as tl
 
 from packmamba_kernels import schedule
+from packmamba_kernels.runtime.kernel_functions import sigmoid
 from packmamba_kernels.selective_scan.kernels_forward import (
     STAGES,
     load_pair,
@@ -28,7 +29,6 @@ from packmamba_kernels.selective_scan.kernels_forward import (
     load_row,
     place_of,
     segment_of,
-    sigmoid,
     size_of,
     state_before,
     step_of,

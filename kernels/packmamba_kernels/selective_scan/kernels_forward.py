@@ -24,19 +24,12 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from packmamba_kernels.runtime.kernel_functions import LOG2_E, sigmoid
 from packmamba_kernels.selective_scan import layout
 
-LOG2_E = tl.constexpr(1.4426950408889634)
 OCTET = tl.constexpr(layout.OCTET)
 STAGES = tl.constexpr(3)
 """Tokens of a pipelined loop whose inputs are in shared memory or on their way to it."""
-
-
-@triton.jit
-def sigmoid(b_x):
-    """1 / (1 + e^-x), by a reciprocal square root, which the hardware has as it is."""
-    b_r = tl.rsqrt(1.0 + tl.exp2(b_x * -LOG2_E))
-    return b_r * b_r
 
 
 @triton.jit
