@@ -19,6 +19,7 @@ from packmamba.data.unused_options import refuse_unused
 from packmamba.errors import CannotRunError, UsageError, did_you_mean
 from packmamba.layer_config import LAYER_KINDS, AttentionConfig
 from packmamba.training.evaluated_checkpoint import check_model, read_checkpoint
+from packmamba.training.lightning_compat import dtype_of
 from packmamba.training.lit import LitHybridLM
 
 SPLIT_OF: dict[str, Split] = {"validate": "val", "test": "test", "predict": "predict"}
@@ -96,10 +97,9 @@ def require_backend(model: LitHybridLM, device: torch.device, precision: str) ->
     layers = [layer for layer in model.config.layers if isinstance(layer, AttentionConfig)]
     if backend == "auto" or not layers:
         return
-    dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(precision.split("-")[0], torch.float32)
     for layer in layers:
         assert layer.head_dim is not None
-        reason = explain_backends(device, dtype, layer.head_dim)[backend]
+        reason = explain_backends(device, dtype_of(precision), layer.head_dim)[backend]
         if reason is not None:
             raise CannotRunError(f"model.compute.attention_backend {backend!r} cannot run: {reason}")
 

@@ -143,18 +143,25 @@ class DocumentSplits:
         """Whether the source of a split is read while training goes on."""
         return self.has_source(split) and self.source(split).streaming
 
+    def dataset(self, split: Split) -> Dataset:
+        """The rows of the source of a split, at most `max_documents`; loaded once."""
+        name = self.source_of(split)
+        if name not in self._datasets:
+            dataset = self.source(split).load(self.options.handling.cache_dir)
+            most = self.options.documents.max_documents
+            if most is not None and len(dataset) > most:
+                dataset = dataset.select(range(most))
+            self._datasets[name] = dataset
+        return self._datasets[name]
+
     def corpus(self, split: Split) -> Corpus:
         """Every document of the source of a split, tokenised."""
         name = self.source_of(split)
         if name not in self._corpora:
-            documents = self.options.documents
-            source, handling = self.source(split), self.options.handling
-            dataset, most = source.load(handling.cache_dir), documents.max_documents
-            if most is not None and len(dataset) > most:
-                dataset = dataset.select(range(most))
+            documents, handling = self.options.documents, self.options.handling
+            source, dataset = self.source(split), self.dataset(split)
             if name == "train":
                 require_conversations(dataset, source, documents.train_on)
-            self._datasets[name] = dataset
             try:
                 self._corpora[name] = tokenise(
                     dataset,
@@ -170,9 +177,7 @@ class DocumentSplits:
 
     def about_conversations(self, split: Split) -> str | None:
         """See `text.show.about_conversations`; of the whole source of a split."""
-        corpus = self.corpus(split)
-        dataset = self._datasets[self.source_of(split)]
-        return about_conversations(dataset, corpus, self.options.documents.tokenizer)
+        return about_conversations(self.dataset(split), self.corpus(split), self.options.documents.tokenizer)
 
     def open(self, split: Split) -> Documents | None:
         """The documents of a split; None if it has none, because `val_fraction` is 0 and no source was given, or if its

@@ -110,7 +110,7 @@ def look_at(data: PackedDataModule, *, world_size: int, accumulation: int) -> Pr
     source = options.sources.train
     plan = options.order.plan(seed=None, world_size=world_size, accumulation=accumulation)
     with tempfile.TemporaryDirectory(prefix="packmamba-") as folder:
-        dataset, total = _sample_of(options, Path(folder))
+        dataset, total = _sample_of(data)
         rows = np.arange(len(dataset)) if total is None else _spread(total)
         corpus = _tokenise(options, dataset, Path(folder))
         kept = rows_to_train_on(corpus.lengths, corpus.silent, source, "skip", warn=lambda message: None)
@@ -132,20 +132,17 @@ def _spread(total: int) -> np.ndarray:
     return np.unique(np.linspace(0, total - 1, min(SAMPLED, total)).astype(np.int64))
 
 
-def _sample_of(options: DataOptions, folder: Path) -> tuple[Dataset, int | None]:
+def _sample_of(data: PackedDataModule) -> tuple[Dataset, int | None]:
     """The documents of the sample, and how many there are of all; None: unknown."""
-    source = options.sources.train
+    source = data.options.sources.train
     if source.streaming:
         stream = source.stream()
         tables = list(_first_rows(stream.tables(range(stream.num_shards)), SAMPLED))
         if not tables:
             raise UsageError(f"{source} holds no row; there has to be at least one document")
         return Dataset(pa.concat_tables(tables, promote_options="default")), None
-    dataset = source.load(options.handling.cache_dir)
-    total = len(dataset)
-    if options.documents.max_documents is not None:
-        total = min(total, options.documents.max_documents)
-    return dataset.select(_spread(total)), total
+    dataset = data.splits.dataset("train")
+    return dataset.select(_spread(len(dataset))), len(dataset)
 
 
 def _first_rows(tables: Iterator[pa.Table], count: int) -> Iterator[pa.Table]:
@@ -238,7 +235,7 @@ def _epoch(
 ) -> tuple[Epoch, int | None]:
     """The epoch over all documents, and how many are validated on."""
     options = data.options
-    if total is not None and _are_tokenised(options):
+    if total is not None and _are_tokenised(data):
         data.setup("fit")
         documents, packs = data.documents("train"), data.packs("train")
         validated = (data.splits.open(split) for split in options.sources.validation)
@@ -263,18 +260,14 @@ def _epoch(
     return epoch, held_out
 
 
-def _are_tokenised(options: DataOptions) -> bool:
+def _are_tokenised(data: PackedDataModule) -> bool:
     """Whether all documents of training and validation are in the cache."""
-    handling, sources = options.handling, options.sources
-    for source in filter(None, map(sources.own, ("train", *sources.validation))):
-        dataset, most = source.load(handling.cache_dir), options.documents.max_documents
-        if most is not None and len(dataset) > most:
-            dataset = dataset.select(range(most))
-        documents = options.documents
-        how = {"chat_template": sources.chat_template, "train_on": documents.train_on}
-        if not is_tokenised(dataset, documents.tokenizer, handling.cache_dir, **how):
-            return False
-    return True
+    sources, documents = data.options.sources, data.options.documents
+    how = {"chat_template": sources.chat_template, "train_on": documents.train_on}
+    return all(
+        is_tokenised(data.splits.dataset(split), documents.tokenizer, data.options.handling.cache_dir, **how)
+        for split in ("train", *sources.validation)
+    )
 
 
 def _described(

@@ -11,14 +11,11 @@ import torch
 
 from packmamba.config import ModelConfig
 from packmamba.errors import MissingFileError, UsageError, UsageFileError
-from packmamba.training.checkpoint_files import newest_first, require_whole
+from packmamba.training.checkpoint_files import damage_of, newest_first, require_whole
 from packmamba.training.lit import LitHybridLM, check_same_config
 
 WORDS = ("best", "last", "hpc", "registry")
 """What Lightning takes in place of a file."""
-
-SHARDED = "meta.pt"
-"""The file of a checkpoint that is a folder, which Lightning writes last."""
 
 
 def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str, Any]:
@@ -33,7 +30,7 @@ def read_checkpoint(path: str | Path, *, weights_only: bool = True) -> dict[str,
     if not path.exists():
         raise MissingFileError(f"ckpt_path {str(path)!r} does not exist{_there(path.parent)}")
     if path.is_dir():
-        if (path / SHARDED).is_file():
+        if damage_of(path) is None:
             return {}
         raise UsageFileError(
             f"ckpt_path {str(path)!r} is a folder, not a checkpoint; name a file{_there(path, path / 'checkpoints')}"

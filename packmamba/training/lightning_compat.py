@@ -153,6 +153,11 @@ def last_step(trainer: Any) -> int | None:
 # Precision and gradients.
 
 
+def dtype_of(precision: Any) -> torch.dtype:
+    """The dtype that a Trainer's precision has most of a forward computed in; fp32 stands for fp64 too."""
+    return {"bf16": torch.bfloat16, "16": torch.float16}.get(str(precision).split("-")[0], torch.float32)
+
+
 def pass_batches_unchanged(trainer: Any) -> None:
     """Keeps half- and double-precision plugins from rebuilding a batch to cast its floats: they fail on frozen
     dataclasses. A PackedBatch has no floats."""

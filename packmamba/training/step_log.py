@@ -11,6 +11,7 @@ from torch import Tensor
 from packmamba.config import ModelConfig
 from packmamba.metrics import StepMeter, peak_flops, real_flops
 from packmamba.packing import PackedBatch
+from packmamba.training.lightning_compat import dtype_of
 
 SHOWN = ("train/loss", "tokens_per_second")
 """The numbers that the progress bar has too."""
@@ -26,8 +27,7 @@ class StepLog:
 
     def start(self, module: LightningModule) -> None:
         """Before the first step: finds out what the device could do, and starts the clock."""
-        dtype = {"bf16": torch.bfloat16, "16": torch.float16}.get(str(module.trainer.precision).split("-")[0])
-        self.peak_flops = peak_flops(module.device, dtype or torch.float32)
+        self.peak_flops = peak_flops(module.device, dtype_of(module.trainer.precision))
         self.meter = StepMeter()
 
     def add(self, batch: PackedBatch, loss_sum: Tensor) -> None:
